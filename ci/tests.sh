@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# All tests, in an environment of their own: bash ci/tests.sh
+#
+# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and port 8000 free. Starts and stops its own servers, on loopback.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "ci/tests.sh wants Python 3.11 or 3.12: set PYTHON to one" >&2
+  return 1
+}
+
+step "Make the environment"
+python=$(find_python)
+if ! "$python" -c 'import ensurepip' 2>/dev/null; then # Debian packs it apart
+  apt-get update -q && apt-get install -q -y python3-venv
+fi
+venv=.venv-tests
+if [[ $("$venv/bin/python" -V 2>/dev/null) != "$("$python" -V)" ]]; then
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+fi
+"$venv/bin/pip" install -q -r ci/requirements.txt
+export PATH=$PWD/$venv/bin:$PATH
+unset RAY_ADDRESS
+python - <<'PYTHON'
+import socket
+
+with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(("127.0.0.1", 8000))
+    except OSError as error:
+        raise SystemExit(f"port 8000 is taken, stop what listens there: {error}")
+PYTHON
+
+step "Check the style of code and notebook"
+ruff check .
+ruff format --check .
+
+step "Check that README.md is what the notebook renders to"
+bash convert_to_md.sh --check
+
+step "Check that the data are what the source gives"
+python ci/derive_footfall.py --check
+
+step "Run the notebook in a copy from which the files that it writes are gone"
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cp -r content "$copy"
+rm -rf "$copy/content/models" "$copy"/content/*.py
+pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 --junitxml="$copy/cells.xml" "$copy/content/notebook.ipynb"
+python ci/compare_run.py "$copy"
+
+step "Run the tests, on a live service"
+pytest -q -p no:cacheprovider ci/tests
+
+step "Run the benchmarks in short"
+python ci/benchmarks/cold_burst.py --short
+
+step "All passed"

@@ -1,0 +1,127 @@
+"""Fixtures: a fleet of models, a store that can be told to fail, and the live service on top of it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import requests
+from aiohttp import web
+
+CONTENT = Path(__file__).parents[2] / "content"
+sys.path.insert(0, str(CONTENT))
+os.environ["PYTHONPATH"] = str(CONTENT)  # for Ray's workers
+
+from forecasting import HOLDOUT_DAYS, LAGS, fit, score  # noqa: E402
+from model_artifact import to_bytes  # noqa: E402
+from train_models import load_footfall  # noqa: E402
+
+SERVICE = "http://127.0.0.1:8000"
+NAMED = "customer_123", "customer_456", "customer_789", "customer_abc", "customer_def", "customer_hij"
+MODELS_PER_REPLICA = 4
+STORE_TIMEOUT_S = 2
+
+
+class FaultyStore:
+    """An HTTP object store on loopback whose answers a test decides."""
+
+    def __init__(self):
+        self.artifacts: dict[str, bytes] = {}  # by customer id
+        self.delay_s = 0.0
+        self.down = False
+        self.reads = Counter()  # GETs by customer id
+        self._ready = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+        assert self._ready.wait(10), "the store did not start"
+
+    async def _serve(self) -> None:
+        app = web.Application()
+        app.router.add_get("/{customer_id}/model.safetensors", self._get)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self._ready.set()
+        await asyncio.Event().wait()
+
+    async def _get(self, request: web.Request) -> web.Response:
+        customer_id = request.match_info["customer_id"]
+        self.reads[customer_id] += 1
+        await asyncio.sleep(self.delay_s)
+        if self.down:
+            return web.Response(status=500)
+        if customer_id not in self.artifacts:
+            return web.Response(status=404)
+        headers = {"ETag": '"1"', "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
+        return web.Response(body=self.artifacts[customer_id], headers=headers)
+
+
+@pytest.fixture(scope="session")
+def footfall() -> tuple[list[str], np.ndarray, np.ndarray]:
+    return load_footfall()
+
+
+@pytest.fixture(scope="session")
+def fleet(footfall) -> dict[str, bytes]:
+    """The artifacts of the six named customers and of sixty more."""
+    customer_ids, dates, counts = footfall
+    artifacts = {}
+    for customer_id in [*NAMED, *customer_ids[:60]]:
+        series = counts[customer_ids.index(customer_id)]
+        model = fit(customer_id, series[:-HOLDOUT_DAYS], str(dates[-HOLDOUT_DAYS - 1]))
+        artifacts[customer_id] = to_bytes(model, score(model, series))
+    return artifacts
+
+
+@pytest.fixture(scope="session")
+def histories(footfall) -> dict[str, list[int]]:
+    customer_ids, _, counts = footfall
+    return dict(zip(customer_ids, counts[:, -LAGS:].tolist(), strict=True))
+
+
+@pytest.fixture(scope="session")
+def live_store(fleet) -> FaultyStore:
+    """The live service's store, with the whole service in front of it."""
+    store = FaultyStore()
+    settings = {
+        "MODEL_STORE": store.url,
+        "MODELS_PER_REPLICA": str(MODELS_PER_REPLICA),
+        "STORE_TIMEOUT_S": str(STORE_TIMEOUT_S),
+    }
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "proxy_guard:middlewares"
+    ray.init(log_to_driver=False)
+    env = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    launch = ["serve", "run", "serve_forecast_multiplex:app", "--non-blocking"]
+    subprocess.run(launch, cwd=CONTENT, env=env, check=True, timeout=120)
+    assert requests.get(f"{SERVICE}/openapi.json", timeout=10).ok
+    yield store
+    subprocess.run(["serve", "shutdown", "-y"], env=env, check=True, timeout=60)
+    ray.shutdown()
+
+
+@pytest.fixture
+def store(live_store, fleet) -> FaultyStore:
+    """The live store, whole again before each test."""
+    live_store.artifacts = dict(fleet)
+    live_store.delay_s, live_store.down = 0.0, False
+    live_store.reads.clear()
+    return live_store
+
+
+@pytest.fixture
+def ask(store, histories):
+    """Ask the live service for a forecast."""
+
+    def ask(customer_id: str, history: list | None = None, timeout: float = 30) -> requests.Response:
+        body = {"sequence_data": histories["customer_123"] if history is None else history}
+        headers = {"serve_multiplexed_model_id": customer_id}
+        return requests.post(SERVICE, headers=headers, json=body, timeout=timeout)
+
+    return ask

@@ -1,0 +1,141 @@
+"""What goes over HTTP, in and out: the request, the response, and a status for each thing that can go wrong."""
+
+from typing import Annotated, Literal
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forecasting import COVERAGE, HORIZON, LAGS, SEASON
+from model_artifact import CorruptModelError
+from model_store import CUSTOMER_ID, InvalidCustomerIdError, StoreUnavailableError, UnknownCustomerError
+
+PROBLEMS = {
+    InvalidCustomerIdError: (400, "The model id is missing or malformed."),
+    UnknownCustomerError: (404, "This customer has no model."),
+    CorruptModelError: (502, "This customer's stored model is damaged."),
+    StoreUnavailableError: (503, "The model store does not answer; retry after `Retry-After` seconds."),
+}
+MODEL_ID_HEADER = "serve_multiplexed_model_id"
+MAX_HISTORY = 10_000  # values in a request: 27 years of days
+MAX_VALUE = 1e12  # beyond it a value is a mistake, and sums of them would come near what a float can hold
+MAX_BODY_BYTES = 1024 * 1024  # four times what MAX_HISTORY values take at their longest
+MAX_FAULTS = 10  # reported of one request
+RETRY_AFTER_S = 2
+
+
+class ForecastRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sequence_data: list[Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]] = Field(
+        min_length=SEASON,
+        max_length=MAX_HISTORY,
+        description=f"Daily values, oldest first. The last {LAGS} count; a shorter history is extended backwards "
+        "by its own first week.",
+        examples=[[100, 102, 98, 105, 110, 108, 112, 115, 118, 120]],
+    )
+
+    @classmethod
+    def of(cls, sequence_data: list[float]) -> "ForecastRequest":
+        """Check a history that comes from Python. Raises ValueError, in one line."""
+        try:
+            return cls(sequence_data=sequence_data)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+class ForecastResponse(BaseModel):
+    customer_id: str
+    forecast: list[float] = Field(description=f"The next {HORIZON} days.")
+    lower: list[float] = Field(description=f"Where the {COVERAGE:.0%} interval begins.")
+    upper: list[float] = Field(description=f"Where the {COVERAGE:.0%} interval ends.")
+    model_version: str
+    padded: Literal[True] | None = Field(None, description="There, and true, if the history was extended.")
+
+
+class Problem(BaseModel):
+    detail: str
+
+
+class Fault(BaseModel):
+    loc: list[str | int] = Field(description="Where it is, for instance `body`, `sequence_data`, `3`.")
+    msg: str = Field(description="What is wanted there.")
+    type: str
+
+
+class InvalidBody(BaseModel):
+    detail: list[Fault]
+
+
+async def read_body(request: Request) -> ForecastRequest:
+    """Parse the body as JSON, whatever its content type says.
+
+    Raises:
+        HTTPException: with status 413, if the body is over MAX_BODY_BYTES.
+        RequestValidationError: if it is anything but a ForecastRequest.
+    """
+    body = bytearray()
+    async for chunk in request.stream():  # to its end: a client still sending would not see an answer
+        if len(body) <= MAX_BODY_BYTES:
+            body += chunk
+    if len(body) > MAX_BODY_BYTES:
+        raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
+    try:
+        return ForecastRequest.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from None
+
+
+ValidBody = Annotated[ForecastRequest, Depends(read_body)]
+
+
+async def report_problem(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error that PROBLEMS lists."""
+    status, _ = PROBLEMS[type(error)]
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return JSONResponse({"detail": str(error)}, status, headers)
+
+
+async def report_faults(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer a body that is not a ForecastRequest: where it is at fault, and what is wanted there."""
+    faults = [Fault(**fault).model_dump() for fault in error.errors()[:MAX_FAULTS]]
+    return JSONResponse({"detail": faults}, 422)
+
+
+def create_api() -> FastAPI:
+    """Return a FastAPI application that answers every error above."""
+    handlers = {RequestValidationError: report_faults, **dict.fromkeys(PROBLEMS, report_problem)}
+    return FastAPI(title="Forecasts, a model per customer", version="1.0.0", exception_handlers=handlers)
+
+
+# What FastAPI cannot see for itself: the header that Ray Serve reads, the body that read_body parses.
+FORECAST_ROUTE = {
+    "path": "/",
+    "operation_id": "forecast",
+    "summary": f"Forecast the next {HORIZON} days of a customer",
+    "response_model_exclude_none": True,
+    "responses": {
+        413: {"model": Problem, "description": f"The body is over {MAX_BODY_BYTES} bytes."},
+        422: {"model": InvalidBody, "description": "The body is not what is wanted; each fault is named."},
+        **{status: {"model": Problem, "description": about} for status, about in PROBLEMS.values()},
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": MODEL_ID_HEADER,
+                "in": "header",
+                "required": True,
+                "description": "The customer, with underscores or hyphens in the header's name.",
+                "schema": {"type": "string", "pattern": f"^{CUSTOMER_ID.pattern}$"},
+                "example": "customer_123",
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ForecastRequest.model_json_schema()}},
+        },
+    },
+}

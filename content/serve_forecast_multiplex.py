@@ -1,0 +1,94 @@
+"""The service: a forecasting model per customer, thousands of them, from one pool of replicas.
+
+    serve run serve_forecast_multiplex:app
+
+Environment, read where the application is built and handed to every replica:
+    MODELS_PER_REPLICA    models that a replica keeps in memory; default 4
+    NUM_REPLICAS          replicas in the pool; default 1
+    LOG_LEVEL             of the replicas; at DEBUG, Ray Serve logs every load and eviction; default INFO
+    MODEL_STORE, STORE_TIMEOUT_S, STORE_ADDED_DELAY_S: see model_store.py
+"""
+
+import os
+import time
+
+import numpy as np
+from fastapi import Response
+from ray import serve
+
+from forecasting import LAGS, ForecastModel, extend_history
+from http_contract import FORECAST_ROUTE, MODEL_ID_HEADER, ForecastRequest, ForecastResponse, ValidBody, create_api
+from model_artifact import from_bytes
+from model_loader import ModelLoader
+from model_store import InvalidCustomerIdError, ModelStore
+
+MODELS_PER_REPLICA = int(os.environ.get("MODELS_PER_REPLICA", 4))
+MAX_ONGOING_REQUESTS = 200  # a replica; they wait for the store at the same time
+REPLICA_SETTINGS = "MODELS_PER_REPLICA", "MODEL_STORE", "STORE_TIMEOUT_S", "STORE_ADDED_DELAY_S"
+DEPLOYMENT_OPTIONS = {
+    "num_replicas": int(os.environ.get("NUM_REPLICAS", 1)),
+    "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+    "logging_config": {"log_level": os.environ.get("LOG_LEVEL", "INFO")},
+    "ray_actor_options": {
+        # A replica is another process, maybe on another machine: what it reads has to travel with it.
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in REPLICA_SETTINGS if name in os.environ}}
+    },
+}
+
+api = create_api()
+
+
+@serve.deployment(**DEPLOYMENT_OPTIONS)
+@serve.ingress(api)
+class ForecastingService:
+    """Answers over HTTP and through a deployment handle, with the model that the request's model id names."""
+
+    def __init__(self):
+        self.loader = ModelLoader(ModelStore(), from_bytes)
+        self.replica_id = serve.get_replica_context().replica_id.unique_id
+
+    @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
+    async def get_model(self, customer_id: str) -> ForecastModel:
+        """Put a model into Ray Serve's cache, or touch it there. The caller has loaded it: this never waits."""
+        return await self.loader.load(customer_id)
+
+    async def forecast(self, sequence_data: list[float]) -> dict:
+        """Forecast for the customer set by `handle.options(multiplexed_model_id=...)`; returns the HTTP answer.
+
+        Raises:
+            ValueError: if the history is not one that ForecastRequest takes.
+            The errors that http_contract.PROBLEMS lists.
+        """
+        answer = await self._forecast(ForecastRequest.of(sequence_data))
+        return answer.model_dump(exclude_none=True)
+
+    @api.post(**FORECAST_ROUTE)
+    async def post_forecast(self, body: ValidBody, response: Response) -> ForecastResponse:
+        """Forecast for the customer in the header `serve_multiplexed_model_id`."""
+        outcome = "hit" if serve.get_multiplexed_model_id() in self.loader else "miss"
+        started = time.perf_counter()
+        answer = await self._forecast(body)
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        response.headers["Server-Timing"] = f"cache;desc={outcome};dur={elapsed_ms:.1f}"
+        response.headers["X-Replica-Id"] = self.replica_id
+        return answer
+
+    async def _forecast(self, request: ForecastRequest) -> ForecastResponse:
+        customer_id = serve.get_multiplexed_model_id()
+        if not customer_id:
+            raise InvalidCustomerIdError(f"no model id: name the customer in the header {MODEL_ID_HEADER}")
+        model = await self.loader.load(customer_id)  # waits and fails here, before the cache evicts anything
+        await self.get_model(customer_id)  # makes it the most recently used
+        history = np.array(request.sequence_data)
+        forecast, lower, upper = model.predict(extend_history(history))
+        return ForecastResponse(
+            customer_id=customer_id,
+            forecast=forecast.tolist(),
+            lower=lower.tolist(),
+            upper=upper.tolist(),
+            model_version=model.version,
+            padded=len(history) < LAGS or None,
+        )
+
+
+app = ForecastingService.bind()
