@@ -37,6 +37,7 @@ INGRESSES = {
 async def measure(short: bool) -> dict[str, dict[str, float]]:
     """Return for each pattern, in seconds: one cold request, a cold burst, the same burst warm, one warm request."""
     import aiohttp
+
     from client_multiple_requests import load_histories
 
     histories = load_histories()
