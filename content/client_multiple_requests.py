@@ -9,7 +9,14 @@ import numpy as np
 import requests
 
 SERVICE = "http://localhost:8000"
-CUSTOMERS = "customer_123", "customer_456", "customer_789", "customer_abc", "customer_def", "customer_hij"
+CUSTOMERS = (
+    "customer_123",
+    "customer_456",
+    "customer_789",
+    "customer_abc",
+    "customer_def",
+    "customer_hij",
+)
 REQUESTS = 100
 HISTORY_DAYS = 28
 
@@ -24,7 +31,13 @@ class Answer(NamedTuple):
 def load_histories() -> dict[str, list[int]]:
     """Return the last HISTORY_DAYS daily counts of every customer in the data."""
     with np.load(Path(__file__).with_name("data") / "footfall.npz") as footfall:
-        return dict(zip(footfall["customer_ids"].tolist(), footfall["counts"][:, -HISTORY_DAYS:].tolist(), strict=True))
+        return dict(
+            zip(
+                footfall["customer_ids"].tolist(),
+                footfall["counts"][:, -HISTORY_DAYS:].tolist(),
+                strict=True,
+            )
+        )
 
 
 def ask(session: requests.Session, customer_id: str, history: list[int]) -> Answer:

@@ -1,4 +1,4 @@
-"""One customer's forecasting model: fit it, predict with an interval, score it on days it has not seen."""
+"""One customer's forecasting model: fit it, predict with an interval, score it on unseen days."""
 
 import math
 from dataclasses import dataclass, replace
@@ -35,10 +35,10 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ForecastModel:
-    """A linear map from the last LAGS days to the next HORIZON, both taken relative to the mean of the lags.
+    """A linear map from the last LAGS days to the next HORIZON, both relative to the lags' mean.
 
-    Relative, as in NLinear (Zeng et al., 2023, "Are Transformers Effective for Time Series Forecasting?"), so
-    that the same weights serve a customer whose level has moved.
+    Relative, as in NLinear (Zeng et al., 2023, "Are Transformers Effective for Time Series
+    Forecasting?"), so that the same weights serve a customer whose level has moved.
     """
 
     customer_id: str
@@ -63,24 +63,28 @@ def windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastModel:
-    """Fit ridge regression and its interval to a series of finite counts, shape (days,), up to `trained_until`.
+    """Fit ridge regression and its interval to daily counts, shape (days,), up to `trained_until`.
 
-    The last CALIBRATION_DAYS stay out of the regression. Their absolute errors give the interval, a step
-    ahead at a time: split conformal prediction (Lei et al., 2018, "Distribution-Free Predictive Inference
-    for Regression").
+    The last CALIBRATION_DAYS stay out of the regression. Their absolute errors give the interval,
+    a step ahead at a time: split conformal prediction (Lei et al., 2018, "Distribution-Free
+    Predictive Inference for Regression").
 
     Raises:
         ValueError: if the series is too short, or has a gap.
     """
     shortest = CALIBRATION_DAYS + LAGS + HORIZON
     if len(counts) < shortest or not np.isfinite(counts).all():
-        raise ValueError(f"{customer_id}: a fit wants at least {shortest} days without a gap, not {len(counts)}")
+        raise ValueError(
+            f"{customer_id}: a fit wants at least {shortest} days without a gap, not {len(counts)}"
+        )
     lags, future = windows(counts[:-CALIBRATION_DAYS])
     level = lags.mean(axis=1, keepdims=True)
     x, y = lags - level, future - level
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     penalty = RIDGE_PENALTY * len(x) * (x.var() + np.finfo(float).eps) * np.eye(LAGS)
-    weights = np.linalg.solve((x - x_mean).T @ (x - x_mean) + penalty, (x - x_mean).T @ (y - y_mean))
+    weights = np.linalg.solve(
+        (x - x_mean).T @ (x - x_mean) + penalty, (x - x_mean).T @ (y - y_mean)
+    )
     model = ForecastModel(
         customer_id,
         trained_until,
@@ -90,22 +94,27 @@ def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastMod
     )
     lags, future = windows(counts[-CALIBRATION_DAYS - LAGS :])
     errors = np.sort(np.abs(future - model.predict(lags).forecast), axis=0)
-    rank = math.ceil(COVERAGE * (len(errors) + 1))  # the +1 is what conformal prediction asks of a finite sample
+    rank = math.ceil(
+        COVERAGE * (len(errors) + 1)
+    )  # the +1 is what conformal prediction asks of a finite sample
     return replace(model, half_width=errors[rank - 1].astype(np.float32))
 
 
 def score(model: ForecastModel, counts: np.ndarray) -> Scores:
-    """Score a model on the last HOLDOUT_DAYS of a series, shape (days,), with a forecast from each of those days.
+    """Score a model on the last HOLDOUT_DAYS of a series, shape (days,), forecasting from each day.
 
-    MASE divides the mean absolute error by the seasonal naive forecast's on the days of the regression
-    (Hyndman & Koehler, 2006, "Another look at measures of forecast accuracy"); WAPE divides it by the mean count.
+    MASE divides the mean absolute error by the seasonal naive forecast's on the days of the
+    regression (Hyndman & Koehler, 2006, "Another look at measures of forecast accuracy"); WAPE
+    divides it by the mean count.
     """
     lags, future = windows(counts[-HOLDOUT_DAYS - LAGS :])
     regressed = counts[: -HOLDOUT_DAYS - CALIBRATION_DAYS].astype(float)
     naive_error = np.abs(regressed[SEASON:] - regressed[:-SEASON]).mean()
     forecast, lower, upper = model.predict(lags)
     error = np.abs(future - forecast).mean()
-    with np.errstate(divide="ignore", invalid="ignore"):  # a series that never changes has no MASE: NaN
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # a series that never changes has no MASE: NaN
         values = (
             error / naive_error,
             np.abs(future - lags[:, -SEASON:]).mean() / naive_error,
@@ -116,6 +125,9 @@ def score(model: ForecastModel, counts: np.ndarray) -> Scores:
 
 
 def extend_history(history: np.ndarray) -> np.ndarray:
-    """Return the last LAGS days of a history, shape (SEASON or more,), its first week repeated before a short one."""
+    """Return the last LAGS days of a history of SEASON days or more.
+
+    A short one is extended backwards by its own first week.
+    """
     missing_weeks = max(0, math.ceil((LAGS - len(history)) / SEASON))
     return np.concatenate([np.tile(history[:SEASON], missing_weeks), history])[-LAGS:]

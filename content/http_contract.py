@@ -1,4 +1,4 @@
-"""What goes over HTTP, in and out: the request, the response, and a status for each thing that can go wrong."""
+"""What goes over HTTP: the request, the response, and a status for whatever goes wrong."""
 
 from typing import Annotated, Literal
 
@@ -9,17 +9,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecasting import COVERAGE, HORIZON, LAGS, SEASON
 from model_artifact import CorruptModelError
-from model_store import CUSTOMER_ID, InvalidCustomerIdError, StoreUnavailableError, UnknownCustomerError
+from model_store import (
+    CUSTOMER_ID,
+    InvalidCustomerIdError,
+    StoreUnavailableError,
+    UnknownCustomerError,
+)
 
 PROBLEMS = {
     InvalidCustomerIdError: (400, "The model id is missing or malformed."),
     UnknownCustomerError: (404, "This customer has no model."),
     CorruptModelError: (502, "This customer's stored model is damaged."),
-    StoreUnavailableError: (503, "The model store does not answer; retry after `Retry-After` seconds."),
+    StoreUnavailableError: (
+        503,
+        "The model store does not answer; retry after `Retry-After` seconds.",
+    ),
 }
 MODEL_ID_HEADER = "serve_multiplexed_model_id"
 MAX_HISTORY = 10_000  # values in a request: 27 years of days
-MAX_VALUE = 1e12  # beyond it a value is a mistake, and sums of them would come near what a float can hold
+MAX_VALUE = (
+    1e12  # beyond it a value is a mistake, and sums of them would come near what a float can hold
+)
 MAX_BODY_BYTES = 1024 * 1024  # four times what MAX_HISTORY values take at their longest
 MAX_FAULTS = 10  # reported of one request
 RETRY_AFTER_S = 2
@@ -28,11 +38,13 @@ RETRY_AFTER_S = 2
 class ForecastRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    sequence_data: list[Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]] = Field(
+    sequence_data: list[
+        Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]
+    ] = Field(
         min_length=SEASON,
         max_length=MAX_HISTORY,
-        description=f"Daily values, oldest first. The last {LAGS} count; a shorter history is extended backwards "
-        "by its own first week.",
+        description=f"Daily values, oldest first. The last {LAGS} count; a shorter history is "
+        "extended backwards by its own first week.",
         examples=[[100, 102, 98, 105, 110, 108, 112, 115, 118, 120]],
     )
 
@@ -52,7 +64,9 @@ class ForecastResponse(BaseModel):
     lower: list[float] = Field(description=f"Where the {COVERAGE:.0%} interval begins.")
     upper: list[float] = Field(description=f"Where the {COVERAGE:.0%} interval ends.")
     model_version: str
-    padded: Literal[True] | None = Field(None, description="There, and true, if the history was extended.")
+    padded: Literal[True] | None = Field(
+        None, description="There, and true, if the history was extended."
+    )
 
 
 class Problem(BaseModel):
@@ -60,7 +74,9 @@ class Problem(BaseModel):
 
 
 class Fault(BaseModel):
-    loc: list[str | int] = Field(description="Where it is, for instance `body`, `sequence_data`, `3`.")
+    loc: list[str | int] = Field(
+        description="Where it is, for instance `body`, `sequence_data`, `3`."
+    )
     msg: str = Field(description="What is wanted there.")
     type: str
 
@@ -77,7 +93,9 @@ async def read_body(request: Request) -> ForecastRequest:
         RequestValidationError: if it is anything but a ForecastRequest.
     """
     body = bytearray()
-    async for chunk in request.stream():  # to its end: a client still sending would not see an answer
+    async for (
+        chunk
+    ) in request.stream():  # to its end: a client still sending would not see an answer
         if len(body) <= MAX_BODY_BYTES:
             body += chunk
     if len(body) > MAX_BODY_BYTES:
@@ -86,7 +104,9 @@ async def read_body(request: Request) -> ForecastRequest:
         return ForecastRequest.model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from None
+        raise RequestValidationError(
+            [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
+        ) from None
 
 
 ValidBody = Annotated[ForecastRequest, Depends(read_body)]
@@ -100,7 +120,7 @@ async def report_problem(request: Request, error: Exception) -> JSONResponse:
 
 
 async def report_faults(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Answer a body that is not a ForecastRequest: where it is at fault, and what is wanted there."""
+    """Answer a body that is no ForecastRequest: where it is at fault, and what is wanted there."""
     faults = [Fault(**fault).model_dump() for fault in error.errors()[:MAX_FAULTS]]
     return JSONResponse({"detail": faults}, 422)
 
@@ -108,10 +128,12 @@ async def report_faults(request: Request, error: RequestValidationError) -> JSON
 def create_api() -> FastAPI:
     """Return a FastAPI application that answers every error above."""
     handlers = {RequestValidationError: report_faults, **dict.fromkeys(PROBLEMS, report_problem)}
-    return FastAPI(title="Forecasts, a model per customer", version="1.0.0", exception_handlers=handlers)
+    return FastAPI(
+        title="Forecasts, a model per customer", version="1.0.0", exception_handlers=handlers
+    )
 
 
-# What FastAPI cannot see for itself: the header that Ray Serve reads, the body that read_body parses.
+# Beside the rest, what FastAPI cannot see: the header that Ray Serve reads, read_body's body.
 FORECAST_ROUTE = {
     "path": "/",
     "operation_id": "forecast",
@@ -119,7 +141,10 @@ FORECAST_ROUTE = {
     "response_model_exclude_none": True,
     "responses": {
         413: {"model": Problem, "description": f"The body is over {MAX_BODY_BYTES} bytes."},
-        422: {"model": InvalidBody, "description": "The body is not what is wanted; each fault is named."},
+        422: {
+            "model": InvalidBody,
+            "description": "The body is not what is wanted; each fault is named.",
+        },
         **{status: {"model": Problem, "description": about} for status, about in PROBLEMS.values()},
     },
     "openapi_extra": {

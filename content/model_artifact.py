@@ -1,4 +1,4 @@
-"""A model as bytes: safetensors with metadata and a checksum. Data only: reading it never runs code."""
+"""A model as bytes: safetensors with metadata and a checksum. Reading it never runs code."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ class CorruptModelError(ValueError):
 
 
 def to_bytes(model: ForecastModel, scores: Scores) -> bytes:
-    """Serialize a model and its hold-out scores: the same bytes for the same model, on every run."""
+    """Serialize a model and its hold-out scores. The same model gives the same bytes."""
     tensors = {name: getattr(model, name) for name in SHAPES}
     about = {
         "format_version": FORMAT_VERSION,
@@ -40,7 +40,7 @@ def from_bytes(data: bytes, customer_id: str) -> ForecastModel:
     """Read a customer's model.
 
     Raises:
-        CorruptModelError: for anything but an intact and finite model, of this customer, in this format.
+        CorruptModelError: for all but an intact, finite model of this customer in this format.
     """
 
     def require(intact: bool, fault: str) -> None:
@@ -52,13 +52,22 @@ def from_bytes(data: bytes, customer_id: str) -> ForecastModel:
         about = _split(data)[0]["__metadata__"]
         checksum, trained_until = about.pop("sha256"), about["trained_until"]
     except (SafetensorError, KeyError) as error:
-        raise CorruptModelError(f"the model of {customer_id} is not a safetensors artifact: {error!r}") from None
+        raise CorruptModelError(
+            f"the model of {customer_id} is not a safetensors artifact: {error!r}"
+        ) from None
     found = about.get("format_version")
-    require(found == FORMAT_VERSION, f"its format version is {found}, this code reads {FORMAT_VERSION}")
+    require(
+        found == FORMAT_VERSION, f"its format version is {found}, this code reads {FORMAT_VERSION}"
+    )
     require(about.get("customer_id") == customer_id, "it belongs to another customer")
     layout = {name: tensor.shape for name, tensor in tensors.items() if tensor.dtype == np.float32}
-    require(layout == SHAPES and len(tensors) == len(SHAPES), f"its tensors are not {SHAPES} in float32")
-    require(all(np.isfinite(tensor).all() for tensor in tensors.values()), "a number in it is not finite")
+    require(
+        layout == SHAPES and len(tensors) == len(SHAPES), f"its tensors are not {SHAPES} in float32"
+    )
+    require(
+        all(np.isfinite(tensor).all() for tensor in tensors.values()),
+        "a number in it is not finite",
+    )
     require(checksum == _checksum(about, tensors), "its content does not match its checksum")
     return ForecastModel(customer_id, trained_until, **tensors, version=checksum[:VERSION_DIGITS])
 

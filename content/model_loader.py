@@ -1,4 +1,4 @@
-"""Load each model once, however many requests want it, and outside the lock of Ray Serve's cache."""
+"""Load each model once, however many requests want it, and outside Ray Serve's cache lock."""
 
 import asyncio
 import logging
@@ -9,7 +9,10 @@ from typing import Generic, TypeVar
 
 from model_store import InvalidCustomerIdError, ModelStore, UnknownCustomerError
 
-CLIENT_ERRORS = InvalidCustomerIdError, UnknownCustomerError  # theirs to see, and no news for the operator
+CLIENT_ERRORS = (
+    InvalidCustomerIdError,
+    UnknownCustomerError,
+)  # theirs to see, and no news for the operator
 Model = TypeVar("Model")
 logger = logging.getLogger("ray.serve")
 
@@ -17,12 +20,12 @@ logger = logging.getLogger("ray.serve")
 class ModelLoader(Generic[Model]):
     """Reads the models of one replica from a store.
 
-    It keeps no model alive: Ray Serve's cache does, and every request at work. As long as anything holds a
-    model, load() returns that very object and asks the store nothing.
+    It keeps no model alive: Ray Serve's cache does, and every request at work. As long as anything
+    holds a model, load() returns that very object and asks the store nothing.
     """
 
     def __init__(self, store: ModelStore, from_bytes: Callable[[bytes, str], Model]):
-        """Take a store, and the function that makes a model of an artifact's bytes and a customer id."""
+        """Take a store, and a function from an artifact's bytes and a customer id to a model."""
         self._store = store
         self._from_bytes = from_bytes
         self._alive: weakref.WeakValueDictionary[str, Model] = weakref.WeakValueDictionary()
@@ -56,7 +59,9 @@ class ModelLoader(Generic[Model]):
         model = self._from_bytes(artifact.data, customer_id)
         self._alive[customer_id] = model
         elapsed_ms = (time.perf_counter() - started) * 1000
-        logger.info(f"Cold load of {customer_id}: {len(artifact.data)} bytes in {elapsed_ms:.1f} ms.")
+        logger.info(
+            f"Cold load of {customer_id}: {len(artifact.data)} bytes in {elapsed_ms:.1f} ms."
+        )
         return model
 
     def _finish(self, customer_id: str, task: asyncio.Task) -> None:

@@ -1,9 +1,10 @@
-"""Where models live: a folder, or any object store that obstore speaks (s3://, gs://, az://, https://).
+"""Where models live: a folder, or any object store that obstore speaks (s3://, gs://, az://).
 
 Environment:
     MODEL_STORE           a URL or a path, relative to this file; default: the folder `models`
     STORE_TIMEOUT_S       seconds after which a read gives up, retries included; default 10
-    STORE_ADDED_DELAY_S   seconds of artificial delay before each read, to stand in for a far store; default 0
+    STORE_ADDED_DELAY_S   seconds of artificial delay before each read, to stand in for a far store;
+                          default 0
 """
 
 import asyncio
@@ -47,17 +48,21 @@ def artifact_path(customer_id: str) -> str:
     """Return where in the store a customer's model is.
 
     Raises:
-        InvalidCustomerIdError: unless the id is 1 to 64 letters, digits, `_`, `.`, `-`, and begins with no `.` or `-`.
+        InvalidCustomerIdError: unless the id is all of CUSTOMER_ID.
     """
     if not CUSTOMER_ID.fullmatch(customer_id):
         raise InvalidCustomerIdError(
-            "a customer id is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-', and begins with a letter, a digit or '_'"
+            "a customer id is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-', "
+            "and begins with a letter, a digit or '_'"
         )
     return f"{customer_id}/{ARTIFACT}"
 
 
 class ModelStore:
-    """Models by customer id. Every method raises StoreUnavailableError when the store does not answer in time."""
+    """Models by customer id.
+
+    Every method raises StoreUnavailableError when the store does not answer in time.
+    """
 
     def __init__(self, url: str | None = None):
         url = url or os.environ.get("MODEL_STORE") or "models"
@@ -74,7 +79,9 @@ class ModelStore:
             if self.url.startswith("http:"):
                 client_options["allow_http"] = True
             retry_config = {"max_retries": MAX_RETRIES, "retry_timeout": half}
-            self._store = from_url(self.url, client_options=client_options, retry_config=retry_config)
+            self._store = from_url(
+                self.url, client_options=client_options, retry_config=retry_config
+            )
 
     async def read(self, customer_id: str) -> Artifact:
         """Return a customer's artifact.
@@ -105,7 +112,10 @@ class ModelStore:
             return True
 
     async def write(self, customer_id: str, data: bytes) -> None:
-        """Store a customer's artifact; a reader sees the old one or the new one. Raises InvalidCustomerIdError."""
+        """Store a customer's artifact; a reader sees the old one or the new one.
+
+        Raises InvalidCustomerIdError.
+        """
         path = artifact_path(customer_id)
         async with self._within_timeout():
             await obstore.put_async(self._store, path, data)
@@ -129,6 +139,8 @@ class ModelStore:
             async with asyncio.timeout(self._timeout_s):
                 yield
         except TimeoutError as error:
-            raise StoreUnavailableError(f"the model store did not answer in {self._timeout_s:g} s") from error
+            raise StoreUnavailableError(
+                f"the model store did not answer in {self._timeout_s:g} s"
+            ) from error
         except (BaseError, OSError) as error:
             raise StoreUnavailableError("the model store does not answer") from error

@@ -1,7 +1,9 @@
 """Keep header bytes that Ray Serve's proxy cannot decode from becoming a 500.
 
-The proxy decodes some headers as UTF-8, and fails on other bytes before any deployment sees the request. It
-loads this guard if Ray is started with RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=proxy_guard:middlewares.
+The proxy decodes some headers as UTF-8, and fails on other bytes before any deployment sees the
+request. It loads this guard if Ray is started with
+
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=proxy_guard:middlewares
 """
 
 from starlette.middleware import Middleware

@@ -5,7 +5,7 @@
 Environment, read where the application is built and handed to every replica:
     MODELS_PER_REPLICA    models that a replica keeps in memory; default 4
     NUM_REPLICAS          replicas in the pool; default 1
-    LOG_LEVEL             of the replicas; at DEBUG, Ray Serve logs every load and eviction; default INFO
+    LOG_LEVEL             of the replicas; at DEBUG Ray Serve logs every eviction; default INFO
     MODEL_STORE, STORE_TIMEOUT_S, STORE_ADDED_DELAY_S: see model_store.py
 """
 
@@ -17,7 +17,14 @@ from fastapi import Response
 from ray import serve
 
 from forecasting import LAGS, ForecastModel, extend_history
-from http_contract import FORECAST_ROUTE, MODEL_ID_HEADER, ForecastRequest, ForecastResponse, ValidBody, create_api
+from http_contract import (
+    FORECAST_ROUTE,
+    MODEL_ID_HEADER,
+    ForecastRequest,
+    ForecastResponse,
+    ValidBody,
+    create_api,
+)
 from model_artifact import from_bytes
 from model_loader import ModelLoader
 from model_store import InvalidCustomerIdError, ModelStore
@@ -30,8 +37,10 @@ DEPLOYMENT_OPTIONS = {
     "max_ongoing_requests": MAX_ONGOING_REQUESTS,
     "logging_config": {"log_level": os.environ.get("LOG_LEVEL", "INFO")},
     "ray_actor_options": {
-        # A replica is another process, maybe on another machine: what it reads has to travel with it.
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in REPLICA_SETTINGS if name in os.environ}}
+        # A replica is another process, maybe on another machine: its settings travel with it.
+        "runtime_env": {
+            "env_vars": {name: os.environ[name] for name in REPLICA_SETTINGS if name in os.environ}
+        }
     },
 }
 
@@ -41,7 +50,7 @@ api = create_api()
 @serve.deployment(**DEPLOYMENT_OPTIONS)
 @serve.ingress(api)
 class ForecastingService:
-    """Answers over HTTP and through a deployment handle, with the model that the request's model id names."""
+    """Answers over HTTP and through a handle, with the model that the request's model id names."""
 
     def __init__(self):
         self.loader = ModelLoader(ModelStore(), from_bytes)
@@ -49,11 +58,11 @@ class ForecastingService:
 
     @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
     async def get_model(self, customer_id: str) -> ForecastModel:
-        """Put a model into Ray Serve's cache, or touch it there. The caller has loaded it: this never waits."""
+        """Put a model into Ray Serve's cache. It is in memory by now, so this does not wait."""
         return await self.loader.load(customer_id)
 
     async def forecast(self, sequence_data: list[float]) -> dict:
-        """Forecast for the customer set by `handle.options(multiplexed_model_id=...)`; returns the HTTP answer.
+        """Answer as HTTP does, for the customer in `handle.options(multiplexed_model_id=...)`.
 
         Raises:
             ValueError: if the history is not one that ForecastRequest takes.
@@ -76,8 +85,12 @@ class ForecastingService:
     async def _forecast(self, request: ForecastRequest) -> ForecastResponse:
         customer_id = serve.get_multiplexed_model_id()
         if not customer_id:
-            raise InvalidCustomerIdError(f"no model id: name the customer in the header {MODEL_ID_HEADER}")
-        model = await self.loader.load(customer_id)  # waits and fails here, before the cache evicts anything
+            raise InvalidCustomerIdError(
+                f"no model id: name the customer in the header {MODEL_ID_HEADER}"
+            )
+        model = await self.loader.load(
+            customer_id
+        )  # waits and fails here, before the cache evicts anything
         await self.get_model(customer_id)  # makes it the most recently used
         history = np.array(request.sequence_data)
         forecast, lower, upper = model.predict(extend_history(history))

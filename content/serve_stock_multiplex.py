@@ -1,4 +1,4 @@
-"""The multiplexing pattern as Ray's documentation shows it, on the same models and store: for comparison only.
+"""The pattern as Ray's documentation shows it, on the same models and store: for comparison only.
 
     serve run serve_stock_multiplex:app
 
@@ -17,7 +17,7 @@ from serve_forecast_multiplex import DEPLOYMENT_OPTIONS, MODELS_PER_REPLICA
 
 @serve.deployment(**DEPLOYMENT_OPTIONS)
 class StockForecastingService:
-    """Loads a model where the documentation loads it: inside the multiplexed method, and so inside its lock."""
+    """Loads a model where the documentation does: in the multiplexed method, and so in its lock."""
 
     def __init__(self):
         self.store = ModelStore()

@@ -16,7 +16,9 @@ from model_artifact import to_bytes
 from model_store import ModelStore
 
 FOOTFALL = Path(__file__).with_name("data") / "footfall.npz"
-BATCH_SIZE = 32  # customers a task: a fit takes about a millisecond, a task costs more than that to start
+BATCH_SIZE = (
+    32  # customers a task: a fit takes about a millisecond, a task costs more than that to start
+)
 
 
 def load_footfall() -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -45,19 +47,25 @@ def train_batch(
     store = ModelStore(store_url)
 
     async def write_all() -> None:
-        await asyncio.gather(*(store.write(customer_id, data) for customer_id, data in artifacts.items()))
+        await asyncio.gather(
+            *(store.write(customer_id, data) for customer_id, data in artifacts.items())
+        )
 
     asyncio.run(write_all())
     return outcomes
 
 
-def train(customer_ids: list[str], dates: np.ndarray, counts: np.ndarray) -> dict[str, Scores | str]:
-    """Train every customer in batches, with a progress bar. Returns what train_batch returns, for all of them."""
+def train(
+    customer_ids: list[str], dates: np.ndarray, counts: np.ndarray
+) -> dict[str, Scores | str]:
+    """Train every customer, in batches, and show progress. Returns all that train_batch returns."""
     trained_until = str(dates[-HOLDOUT_DAYS - 1])
     store_url = ModelStore().url  # resolved here: a task may run where the environment differs
     pending = [
         train_batch.remote(customer_ids[batch], counts[batch], trained_until, store_url)
-        for batch in (slice(start, start + BATCH_SIZE) for start in range(0, len(customer_ids), BATCH_SIZE))
+        for batch in (
+            slice(start, start + BATCH_SIZE) for start in range(0, len(customer_ids), BATCH_SIZE)
+        )
     ]
     outcomes = {}
     with tqdm(total=len(customer_ids), unit="customer", file=sys.stdout) as progress:
@@ -70,14 +78,21 @@ def train(customer_ids: list[str], dates: np.ndarray, counts: np.ndarray) -> dic
 
 
 def main() -> dict[str, Scores | str]:
-    """Train the fleet and print how good it is. Returns what train_batch returns; exits if a customer has no model."""
+    """Train the fleet and print how good it is. Returns what train() returns.
+
+    Raises:
+        SystemExit: if a customer has no model.
+    """
     if not ray.is_initialized():
         ray.init()
     outcomes = train(*load_footfall())
     scores = np.array([outcome for outcome in outcomes.values() if isinstance(outcome, Scores)])
     mase, naive_mase, wape, coverage = np.nanmean(scores, axis=0)
     print(f"{len(scores)} models in {ModelStore().url}")
-    print(f"MASE {mase:.3f} (seasonal naive {naive_mase:.3f}), WAPE {wape:.1%}, interval covers {coverage:.1%} of days")
+    print(
+        f"MASE {mase:.3f} (seasonal naive {naive_mase:.3f}), WAPE {wape:.1%}, "
+        f"interval covers {coverage:.1%} of days"
+    )
     failures = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
     if failures:
         sys.exit(f"{len(failures)} customers have no model:\n" + "\n".join(failures))

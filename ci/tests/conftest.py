@@ -1,4 +1,4 @@
-"""Fixtures: a fleet of models, a store that can be told to fail, and the live service on top of it."""
+"""Fixtures: a fleet of models, a store that fails when told to, and the live service on top."""
 
 import asyncio
 import os
@@ -23,7 +23,14 @@ from model_artifact import to_bytes  # noqa: E402
 from train_models import load_footfall  # noqa: E402
 
 SERVICE = "http://127.0.0.1:8000"
-NAMED = "customer_123", "customer_456", "customer_789", "customer_abc", "customer_def", "customer_hij"
+NAMED = (
+    "customer_123",
+    "customer_456",
+    "customer_789",
+    "customer_abc",
+    "customer_def",
+    "customer_hij",
+)
 MODELS_PER_REPLICA = 4
 STORE_TIMEOUT_S = 2
 
@@ -119,7 +126,9 @@ def store(live_store, fleet) -> FaultyStore:
 def ask(store, histories):
     """Ask the live service for a forecast."""
 
-    def ask(customer_id: str, history: list | None = None, timeout: float = 30) -> requests.Response:
+    def ask(
+        customer_id: str, history: list | None = None, timeout: float = 30
+    ) -> requests.Response:
         body = {"sequence_data": histories["customer_123"] if history is None else history}
         headers = {"serve_multiplexed_model_id": customer_id}
         return requests.post(SERVICE, headers=headers, json=body, timeout=timeout)

@@ -14,7 +14,9 @@ from model_artifact import from_bytes
 HOST, PORT = "127.0.0.1", 8000
 
 
-def send_raw(header_value: bytes, body: bytes = b'{"sequence_data": [1,2,3,4,5,6,7]}') -> tuple[int, bytes]:
+def send_raw(
+    header_value: bytes, body: bytes = b'{"sequence_data": [1,2,3,4,5,6,7]}'
+) -> tuple[int, bytes]:
     """Send a model id that no client library would. Returns status and body."""
     head = b"POST / HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: %d\r\n"
     head += b"serve_multiplexed_model_id: %s\r\n\r\n"
@@ -26,7 +28,9 @@ def send_raw(header_value: bytes, body: bytes = b'{"sequence_data": [1,2,3,4,5,6
 
 
 def send_body(body: bytes, customer_id: str = "customer_123") -> requests.Response:
-    return requests.post(SERVICE, headers={"serve_multiplexed_model_id": customer_id}, data=body, timeout=30)
+    return requests.post(
+        SERVICE, headers={"serve_multiplexed_model_id": customer_id}, data=body, timeout=30
+    )
 
 
 @pytest.mark.parametrize("days", [28, 29, 400, 10_000])
@@ -51,7 +55,9 @@ def test_a_full_history_gets_the_forecast_of_the_customers_own_model(ask, fleet,
 def test_a_short_history_is_extended_by_its_first_week_and_says_so(ask, fleet, days):
     history = [100.0 + day**1.5 for day in range(days)]
     answer = ask("customer_123", history).json()
-    expected = from_bytes(fleet["customer_123"], "customer_123").predict(extend_history(np.array(history)))
+    expected = from_bytes(fleet["customer_123"], "customer_123").predict(
+        extend_history(np.array(history))
+    )
     assert answer["forecast"] == expected.forecast.tolist()
     assert answer["padded"] is True
 
@@ -61,14 +67,22 @@ def test_a_short_history_is_extended_by_its_first_week_and_says_so(ask, fleet, d
     [
         (b'{"sequence_data": [1,2,3,4,5,6]}', ["body", "sequence_data"], "at least 7"),
         (b'{"sequence_data": []}', ["body", "sequence_data"], "at least 7"),
-        (b'{"sequence_data": [%s 1]}' % (b"1," * 10_000), ["body", "sequence_data"], "at most 10000"),
+        (
+            b'{"sequence_data": [%s 1]}' % (b"1," * 10_000),
+            ["body", "sequence_data"],
+            "at most 10000",
+        ),
         (b'{"sequence_data": [1,2,3,"4",5,6,7]}', ["body", "sequence_data", 3], "valid number"),
         (b'{"sequence_data": [1,2,3,true,5,6,7]}', ["body", "sequence_data", 3], "valid number"),
         (b'{"sequence_data": [1,2,3,null,5,6,7]}', ["body", "sequence_data", 3], "valid number"),
         (b'{"sequence_data": [1,2,3,NaN,5,6,7]}', ["body", "sequence_data", 3], "finite"),
         (b'{"sequence_data": [1,2,3,-Infinity,5,6,7]}', ["body", "sequence_data", 3], "finite"),
         (b'{"sequence_data": [1,2,3,1e400,5,6,7]}', ["body", "sequence_data", 3], "finite"),
-        (b'{"sequence_data": [1,2,3,1e300,5,6,7]}', ["body", "sequence_data", 3], "less than or equal"),
+        (
+            b'{"sequence_data": [1,2,3,1e300,5,6,7]}',
+            ["body", "sequence_data", 3],
+            "less than or equal",
+        ),
         (b'{"sequence_data": [1,2,3,4,5,6,7], "horizon": 3}', ["body", "horizon"], "not permitted"),
         (b'{"historical_values": [1,2,3,4,5,6,7]}', ["body", "sequence_data"], "required"),
         (b'{"sequence_data": "1,2,3"}', ["body", "sequence_data"], "list"),
@@ -139,7 +153,9 @@ def test_control_characters_in_the_model_id_are_a_400(store, model_id):
     assert not store.reads, "a malformed id reached the store"
 
 
-@pytest.mark.parametrize("model_id", ["customer_000", "a" * 64, "_", "CUSTOMER_123", "customer_123.bak"])
+@pytest.mark.parametrize(
+    "model_id", ["customer_000", "a" * 64, "_", "CUSTOMER_123", "customer_123.bak"]
+)
 def test_an_id_without_a_model_is_a_404_that_names_it(ask, model_id):
     answer = ask(model_id)
     assert answer.status_code == 404
@@ -160,7 +176,9 @@ def test_bad_ids_evict_nothing(ask, store):
 
 def test_the_header_may_have_hyphens_and_any_case(store):
     for name in "serve-multiplexed-model-id", "Serve_Multiplexed_Model_Id":
-        answer = requests.post(SERVICE, headers={name: "customer_123"}, json={"sequence_data": [1] * 7}, timeout=30)
+        answer = requests.post(
+            SERVICE, headers={name: "customer_123"}, json={"sequence_data": [1] * 7}, timeout=30
+        )
         assert answer.json()["customer_id"] == "customer_123"
 
 
@@ -180,12 +198,18 @@ def test_the_openapi_document_tells_the_contract(store):
     document = requests.get(f"{SERVICE}/openapi.json", timeout=30).json()
     operation = document["paths"]["/"]["post"]
     (header,) = operation["parameters"]
-    assert (header["name"], header["in"], header["required"]) == ("serve_multiplexed_model_id", "header", True)
+    assert (header["name"], header["in"], header["required"]) == (
+        "serve_multiplexed_model_id",
+        "header",
+        True,
+    )
     assert set(operation["responses"]) == {"200", "400", "404", "413", "422", "502", "503"}
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     (example,) = schema["properties"]["sequence_data"]["examples"]
     headers = {header["name"]: header["example"]}
     answer = requests.post(SERVICE, headers=headers, json={"sequence_data": example}, timeout=30)
     assert answer.status_code == 200
-    assert set(answer.json()) <= set(document["components"]["schemas"]["ForecastResponse"]["properties"])
+    assert set(answer.json()) <= set(
+        document["components"]["schemas"]["ForecastResponse"]["properties"]
+    )
     assert requests.get(f"{SERVICE}/docs", timeout=30).ok

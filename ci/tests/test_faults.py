@@ -1,4 +1,4 @@
-"""What broken artifacts, a broken store and impatient clients do to the live service and its other customers."""
+"""What broken artifacts, a broken store and impatient clients do to the live service."""
 
 import pickle
 import time
@@ -56,7 +56,9 @@ def coldly_ask(ask, customer_id: str, **options) -> requests.Response:
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
-def test_a_broken_artifact_is_a_502_that_names_the_customer(ask, store, fleet, warm_answer, breakage):
+def test_a_broken_artifact_is_a_502_that_names_the_customer(
+    ask, store, fleet, warm_answer, breakage
+):
     customer_id = BROKEN[breakage]
     store.artifacts[customer_id] = BREAKAGES[breakage](fleet[customer_id])
     answer = ask(customer_id)
@@ -157,7 +159,11 @@ def test_the_handle_gives_the_http_answer_and_raises_its_errors_by_type(ask, sto
     handle = serve.get_app_handle("default")
 
     def forecast(model_id: str, history: list) -> dict:
-        return handle.options(multiplexed_model_id=model_id).forecast.remote(history).result(timeout_s=30)
+        return (
+            handle.options(multiplexed_model_id=model_id)
+            .forecast.remote(history)
+            .result(timeout_s=30)
+        )
 
     history = histories["customer_123"]
     assert forecast("customer_123", history) == ask("customer_123", history).json()

@@ -26,7 +26,12 @@ def test_the_windows_are_every_pair_of_past_and_future():
     counts = np.arange(LAGS + HORIZON + 2)
     lags, future = windows(counts)
     assert lags.shape == (3, LAGS) and future.shape == (3, HORIZON)
-    assert lags[0, 0] == 0 and lags[-1, -1] == LAGS + 1 and future[0, 0] == LAGS and future[-1, -1] == counts[-1]
+    assert (
+        lags[0, 0] == 0
+        and lags[-1, -1] == LAGS + 1
+        and future[0, 0] == LAGS
+        and future[-1, -1] == counts[-1]
+    )
 
 
 def test_the_regression_does_not_see_the_calibration_days(series):
@@ -57,14 +62,18 @@ def test_the_seasonal_naive_forecast_scores_as_by_hand(series):
         for step in range(HORIZON)
     ]
     regressed = values[: first - CALIBRATION_DAYS]
-    scale = np.mean([abs(regressed[day] - regressed[day - SEASON]) for day in range(SEASON, len(regressed))])
+    scale = np.mean(
+        [abs(regressed[day] - regressed[day - SEASON]) for day in range(SEASON, len(regressed))]
+    )
     assert scores.naive_mase == pytest.approx(np.mean(errors) / scale, abs=1e-4)
 
 
 def test_a_series_that_repeats_weekly_is_forecast_to_within_the_ridges_shrinkage():
     counts = np.tile([10, 20, 30, 40, 50, 60, 70], 80)
     model = fit("c", counts, "")
-    np.testing.assert_allclose(model.predict(counts[-LAGS:].astype(float)).forecast, counts[:HORIZON], atol=1)
+    np.testing.assert_allclose(
+        model.predict(counts[-LAGS:].astype(float)).forecast, counts[:HORIZON], atol=1
+    )
 
 
 def test_a_series_that_never_changes_is_forecast_and_has_no_mase():

@@ -69,11 +69,15 @@ def test_a_model_is_in_memory_exactly_as_long_as_somebody_holds_it():
         store.gate.set()
         model = await loader.load("customer_1")
         assert "customer_1" in loader
-        same = await loader.load("customer_1") is model  # in an assert, pytest itself would hold the model
+        same = (
+            await loader.load("customer_1") is model
+        )  # in an assert, pytest itself would hold the model
         assert same
         assert store.reads == ["customer_1"]
         del model
-        await asyncio.sleep(0)  # until then, the event loop holds the result that it has handed over
+        await asyncio.sleep(
+            0
+        )  # until then, the event loop holds the result that it has handed over
         gc.collect()
         assert "customer_1" not in loader
         await loader.load("customer_1")
@@ -104,7 +108,9 @@ def test_an_error_reaches_all_who_wait_is_logged_once_and_forgotten(caplog):
         loader = make_loader(store)
         store.error = StoreUnavailableError("down")
         store.gate.set()
-        outcomes = await asyncio.gather(*(loader.load("customer_1") for _ in range(3)), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(loader.load("customer_1") for _ in range(3)), return_exceptions=True
+        )
         assert outcomes == [store.error] * 3
         assert store.reads == ["customer_1"]
         store.error = None

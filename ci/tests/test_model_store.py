@@ -1,4 +1,4 @@
-"""The store, on a folder and over HTTP: it answers, or says in time and in one way that it does not."""
+"""The store, on a folder and over HTTP: it answers, or says in time that it does not."""
 
 import asyncio
 import os
@@ -72,7 +72,9 @@ def test_an_id_is_refused_or_stays_inside_its_own_folder(customer_id):
     assert customer_id.isascii() and customer_id.isprintable() and len(customer_id) <= 64
 
 
-@pytest.mark.parametrize("customer_id", ["", ".", "..", "../a", "a/b", "a\\b", "a\n", "a\0", " a", "-a", "a" * 65, "é"])
+@pytest.mark.parametrize(
+    "customer_id", ["", ".", "..", "../a", "a/b", "a\\b", "a\n", "a\0", " a", "-a", "a" * 65, "é"]
+)
 def test_a_malformed_id_is_refused_by_every_method(folder_store, customer_id):
     for call in folder_store.read, folder_store.exists, lambda id: folder_store.write(id, b""):
         with pytest.raises(InvalidCustomerIdError):

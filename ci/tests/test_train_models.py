@@ -19,7 +19,9 @@ def train(folder: Path) -> str:
     env = os.environ | {"MODEL_STORE": str(folder)}
     env.pop("RAY_ADDRESS", None)
     command = [sys.executable, "train_models.py"]
-    return subprocess.run(command, cwd=CONTENT, env=env, check=True, timeout=300, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=CONTENT, env=env, check=True, timeout=300, capture_output=True, text=True
+    ).stdout
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -37,7 +39,9 @@ def trained(tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_every_customer_has_a_model(trained, footfall):
-    assert set(digests(trained[0])) == {f"{customer_id}/model.safetensors" for customer_id in footfall[0]}
+    assert set(digests(trained[0])) == {
+        f"{customer_id}/model.safetensors" for customer_id in footfall[0]
+    }
 
 
 def test_the_fleet_is_good_enough_to_be_served(trained):
@@ -52,7 +56,9 @@ def test_training_again_gives_the_same_bytes(trained, tmp_path):
     assert digests(tmp_path) == digests(trained[0])
 
 
-def test_one_customer_that_cannot_be_fitted_does_not_stop_the_others(live_store, footfall, tmp_path, monkeypatch):
+def test_one_customer_that_cannot_be_fitted_does_not_stop_the_others(
+    live_store, footfall, tmp_path, monkeypatch
+):
     import train_models
 
     customer_ids, dates, counts = footfall
@@ -60,5 +66,9 @@ def test_one_customer_that_cannot_be_fitted_does_not_stop_the_others(live_store,
     gappy[1, 50] = np.nan
     monkeypatch.setenv("MODEL_STORE", str(tmp_path))
     outcomes = train_models.train(customer_ids[:3], dates, gappy)
-    assert [isinstance(outcomes[customer_id], Scores) for customer_id in customer_ids[:3]] == [True, False, True]
+    assert [isinstance(outcomes[customer_id], Scores) for customer_id in customer_ids[:3]] == [
+        True,
+        False,
+        True,
+    ]
     assert "gap" in outcomes[customer_ids[1]]
