@@ -94,9 +94,7 @@ def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastMod
     )
     lags, future = windows(counts[-CALIBRATION_DAYS - LAGS :])
     errors = np.sort(np.abs(future - model.predict(lags).forecast), axis=0)
-    rank = math.ceil(
-        COVERAGE * (len(errors) + 1)
-    )  # the +1 is what conformal prediction asks of a finite sample
+    rank = math.ceil(COVERAGE * (len(errors) + 1))  # the +1 is the price of a finite sample
     return replace(model, half_width=errors[rank - 1].astype(np.float32))
 
 

@@ -9,10 +9,7 @@ from typing import Generic, TypeVar
 
 from model_store import InvalidCustomerIdError, ModelStore, UnknownCustomerError
 
-CLIENT_ERRORS = (
-    InvalidCustomerIdError,
-    UnknownCustomerError,
-)  # theirs to see, and no news for the operator
+CLIENT_ERRORS = InvalidCustomerIdError, UnknownCustomerError  # no news for the operator
 Model = TypeVar("Model")
 logger = logging.getLogger("ray.serve")
 

@@ -88,9 +88,7 @@ class ForecastingService:
             raise InvalidCustomerIdError(
                 f"no model id: name the customer in the header {MODEL_ID_HEADER}"
             )
-        model = await self.loader.load(
-            customer_id
-        )  # waits and fails here, before the cache evicts anything
+        model = await self.loader.load(customer_id)  # waits, or fails, with the cache untouched
         await self.get_model(customer_id)  # makes it the most recently used
         history = np.array(request.sequence_data)
         forecast, lower, upper = model.predict(extend_history(history))

@@ -64,9 +64,7 @@ async def measure(short: bool) -> dict[str, dict[str, float]]:
         for pattern, path in PATTERNS.items():
             unasked = iter(histories)
             first = next(unasked)
-            await burst(
-                path, [first] * BURST
-            )  # opens the connections, and warms up everything but models
+            await burst(path, [first] * BURST)  # opens the connections
             single = [await ask(path, next(unasked)) for _ in range(singles)]
             cold, warm = [], []
             for _ in range(bursts):

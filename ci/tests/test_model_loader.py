@@ -69,15 +69,12 @@ def test_a_model_is_in_memory_exactly_as_long_as_somebody_holds_it():
         store.gate.set()
         model = await loader.load("customer_1")
         assert "customer_1" in loader
-        same = (
-            await loader.load("customer_1") is model
-        )  # in an assert, pytest itself would hold the model
+        # Not inside the assert: pytest would hold the model.
+        same = await loader.load("customer_1") is model
         assert same
         assert store.reads == ["customer_1"]
         del model
-        await asyncio.sleep(
-            0
-        )  # until then, the event loop holds the result that it has handed over
+        await asyncio.sleep(0)  # until then, the event loop holds the result
         gc.collect()
         assert "customer_1" not in loader
         await loader.load("customer_1")
