@@ -57,7 +57,7 @@ step "Run the notebook in a copy from which the files that it writes are gone"
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r content "$copy"
-rm -rf "$copy/content/models" "$copy"/content/*.py
+rm -rf "$copy/content/models" "$copy"/content/*.{py,proto}
 pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 --junitxml="$copy/cells.xml" "$copy/content/notebook.ipynb"
 python ci/compare_run.py "$copy"
 

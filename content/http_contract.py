@@ -1,5 +1,6 @@
 """What goes over HTTP: the request, the response, and a status for whatever goes wrong."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -35,6 +36,10 @@ MAX_FAULTS = 10  # reported of one request
 RETRY_AFTER_S = 2
 
 
+class InvalidHistoryError(ValueError):
+    """A history that came through a deployment handle is not one to forecast from."""
+
+
 class ForecastRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,12 +55,14 @@ class ForecastRequest(BaseModel):
 
     @classmethod
     def of(cls, sequence_data: list[float]) -> "ForecastRequest":
-        """Check a history that comes from Python. Raises ValueError, in one line."""
+        """Check a history that comes from Python. Raises InvalidHistoryError."""
         try:
             return cls(sequence_data=sequence_data)
         except ValidationError as error:
             fault = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+            raise InvalidHistoryError(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            ) from None
 
 
 class ForecastResponse(BaseModel):
@@ -73,6 +80,10 @@ class Problem(BaseModel):
     detail: str
 
 
+class HandleProblem(Problem):
+    status: int = Field(description="What HTTP would have answered.")
+
+
 class Fault(BaseModel):
     loc: list[str | int] = Field(
         description="Where it is, for instance `body`, `sequence_data`, `3`."
@@ -85,31 +96,27 @@ class InvalidBody(BaseModel):
     detail: list[Fault]
 
 
-async def read_body(request: Request) -> ForecastRequest:
-    """Parse the body as JSON, whatever its content type says.
+def body_of(model: type[BaseModel]) -> Callable[[Request], Awaitable[BaseModel]]:
+    """Return a dependency that parses a request's body, whatever its content type says."""
 
-    Raises:
-        HTTPException: with status 413, if the body is over MAX_BODY_BYTES.
-        RequestValidationError: if it is anything but a ForecastRequest.
-    """
-    body = bytearray()
-    async for (
-        chunk
-    ) in request.stream():  # to its end: a client still sending would not see an answer
-        if len(body) <= MAX_BODY_BYTES:
-            body += chunk
-    if len(body) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
-    try:
-        return ForecastRequest.model_validate_json(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError(
-            [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
-        ) from None
+    async def parse(request: Request) -> BaseModel:
+        body = bytearray()
+        async for chunk in request.stream():  # to its end: who still sends would not see an answer
+            if len(body) <= MAX_BODY_BYTES:
+                body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
+        try:
+            return model.model_validate_json(body)
+        except ValidationError as error:
+            faults = error.errors(include_url=False, include_context=False, include_input=False)
+            located = [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
+            raise RequestValidationError(located) from None
+
+    return parse
 
 
-ValidBody = Annotated[ForecastRequest, Depends(read_body)]
+ValidBody = Annotated[ForecastRequest, Depends(body_of(ForecastRequest))]
 
 
 async def report_problem(request: Request, error: Exception) -> JSONResponse:
@@ -125,42 +132,52 @@ async def report_faults(request: Request, error: RequestValidationError) -> JSON
     return JSONResponse({"detail": faults}, 422)
 
 
-def create_api() -> FastAPI:
+HANDLE_ERRORS = *PROBLEMS, InvalidHistoryError  # what a deployment handle of this service may raise
+
+
+def describe(error: Exception) -> dict[str, int | str]:
+    """Return a HandleProblem's fields for one of HANDLE_ERRORS that a deployment handle raised."""
+    statuses = [status for kind, (status, _) in PROBLEMS.items() if isinstance(error, kind)]
+    cause = getattr(error, "cause", error)  # Ray's own error has the whole remote stack trace
+    return {"status": statuses[0] if statuses else 422, "detail": str(cause)}
+
+
+def create_api(title: str) -> FastAPI:
     """Return a FastAPI application that answers every error above."""
     handlers = {RequestValidationError: report_faults, **dict.fromkeys(PROBLEMS, report_problem)}
-    return FastAPI(
-        title="Forecasts, a model per customer", version="1.0.0", exception_handlers=handlers
-    )
+    return FastAPI(title=title, version="1.0.0", exception_handlers=handlers)
 
 
-# Beside the rest, what FastAPI cannot see: the header that Ray Serve reads, read_body's body.
+BODY_RESPONSES = {
+    413: {"model": Problem, "description": f"The body is over {MAX_BODY_BYTES} bytes."},
+    422: {"model": InvalidBody, "description": "The body is not what is wanted; faults are named."},
+}
+
+
+def json_body(model: type[BaseModel]) -> dict:
+    """Return the OpenAPI description of a body that body_of(model) parses, unseen by FastAPI."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"required": True, "content": content}
+
+
 FORECAST_ROUTE = {
     "path": "/",
     "operation_id": "forecast",
     "summary": f"Forecast the next {HORIZON} days of a customer",
     "response_model_exclude_none": True,
-    "responses": {
-        413: {"model": Problem, "description": f"The body is over {MAX_BODY_BYTES} bytes."},
-        422: {
-            "model": InvalidBody,
-            "description": "The body is not what is wanted; each fault is named.",
-        },
-        **{status: {"model": Problem, "description": about} for status, about in PROBLEMS.values()},
-    },
+    "responses": BODY_RESPONSES
+    | {status: {"model": Problem, "description": about} for status, about in PROBLEMS.values()},
     "openapi_extra": {
         "parameters": [
             {
                 "name": MODEL_ID_HEADER,
                 "in": "header",
                 "required": True,
-                "description": "The customer, with underscores or hyphens in the header's name.",
+                "description": "The customer; the header's name may have hyphens instead.",
                 "schema": {"type": "string", "pattern": f"^{CUSTOMER_ID.pattern}$"},
                 "example": "customer_123",
             }
         ],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ForecastRequest.model_json_schema()}},
-        },
+        "requestBody": json_body(ForecastRequest),
     },
 }

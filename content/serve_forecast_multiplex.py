@@ -44,7 +44,7 @@ DEPLOYMENT_OPTIONS = {
     },
 }
 
-api = create_api()
+api = create_api("Forecasts, a model per customer")
 
 
 @serve.deployment(**DEPLOYMENT_OPTIONS)
@@ -65,7 +65,7 @@ class ForecastingService:
         """Answer as HTTP does, for the customer in `handle.options(multiplexed_model_id=...)`.
 
         Raises:
-            ValueError: if the history is not one that ForecastRequest takes.
+            InvalidHistoryError: if the history is not one that ForecastRequest takes.
             The errors that http_contract.PROBLEMS lists.
         """
         answer = await self._forecast(ForecastRequest.of(sequence_data))

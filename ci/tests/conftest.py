@@ -13,6 +13,7 @@ import pytest
 import ray
 import requests
 from aiohttp import web
+from ray import serve
 
 CONTENT = Path(__file__).parents[2] / "content"
 sys.path.insert(0, str(CONTENT))
@@ -33,6 +34,7 @@ NAMED = (
 )
 MODELS_PER_REPLICA = 4
 STORE_TIMEOUT_S = 2
+GRPC_PORT = 9000
 
 
 class FaultyStore:
@@ -94,8 +96,20 @@ def histories(footfall) -> dict[str, list[int]]:
 
 
 @pytest.fixture(scope="session")
-def live_store(fleet) -> FaultyStore:
-    """The live service's store, with the whole service in front of it."""
+def grpc_code(tmp_path_factory) -> Path:
+    """A folder with the Python that forecast.proto generates, importable here and by Ray."""
+    folder = tmp_path_factory.mktemp("grpc")
+    outputs = f"--python_out={folder}", f"--grpc_python_out={folder}"
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={CONTENT}", *outputs]
+    subprocess.run([*command, "forecast.proto"], check=True, timeout=60)
+    sys.path.append(str(folder))
+    os.environ["PYTHONPATH"] += f":{folder}"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_store(fleet, grpc_code) -> FaultyStore:
+    """The live service's store, with all applications in front of it."""
     store = FaultyStore()
     settings = {
         "MODEL_STORE": store.url,
@@ -105,9 +119,16 @@ def live_store(fleet) -> FaultyStore:
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "proxy_guard:middlewares"
     ray.init(log_to_driver=False)
     env = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    launch = ["serve", "run", "serve_forecast_multiplex:app", "--non-blocking"]
-    subprocess.run(launch, cwd=CONTENT, env=env, check=True, timeout=120)
-    assert requests.get(f"{SERVICE}/openapi.json", timeout=10).ok
+    servicer = "forecast_pb2_grpc.add_ForecastServiceServicer_to_server"
+    serve.start(grpc_options={"port": GRPC_PORT, "grpc_servicer_functions": [servicer]})
+    for application in (
+        ["serve_forecast_multiplex:app"],
+        ["serve_portfolio:app", "--name", "portfolio", "--route-prefix", "/portfolio"],
+        ["serve_grpc:app", "--name", "grpc", "--route-prefix", "/grpc"],
+    ):
+        launch = ["serve", "run", *application, "--non-blocking"]
+        subprocess.run(launch, cwd=CONTENT, env=env, check=True, timeout=120)
+    assert {app.status for app in serve.status().applications.values()} == {"RUNNING"}
     yield store
     subprocess.run(["serve", "shutdown", "-y"], env=env, check=True, timeout=60)
     ray.shutdown()

@@ -116,6 +116,15 @@ def test_a_slow_or_failing_server_is_unavailable_and_a_missing_key_is_not(monkey
         run(store.read("customer_123"))
 
 
+def test_a_folder_that_hangs_is_unavailable_within_the_timeout(folder_store, monkeypatch, tmp_path):
+    monkeypatch.setenv("STORE_TIMEOUT_S", "0.5")
+    monkeypatch.setenv("STORE_ADDED_DELAY_S", "30")
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="did not answer in"):
+        run(ModelStore(str(tmp_path)).read("customer_123"))
+    assert time.monotonic() - start < 30
+
+
 def test_a_failing_server_is_asked_again_a_bounded_number_of_times():
     server = FaultyStore()
     server.down = True

@@ -1,0 +1,83 @@
+"""Composition: one request, the forecasts of many customers, and their total.
+
+    serve run serve_portfolio:app --name portfolio --route-prefix /portfolio
+
+Asks the application of serve_forecast_multiplex.py, which runs under its default name.
+"""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import Depends
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from forecasting import HORIZON
+from http_contract import (
+    BODY_RESPONSES,
+    HANDLE_ERRORS,
+    ForecastResponse,
+    HandleProblem,
+    body_of,
+    create_api,
+    describe,
+    json_body,
+)
+
+MAX_CUSTOMERS = 1000  # in a request
+
+api = create_api("Forecasts of a portfolio of customers")
+
+
+class PortfolioRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    histories: dict[str, Any] = Field(
+        min_length=1,
+        max_length=MAX_CUSTOMERS,
+        description="By customer id, what the forecast service takes as `sequence_data`. "
+        "Checked there, so that a wrong one does not cost the others their forecast.",
+        examples=[{"customer_123": [100, 102, 98, 105, 110, 108, 112], "customer_456": [1] * 28}],
+    )
+
+
+class PortfolioResponse(BaseModel):
+    total: list[float] = Field(description=f"Of the next {HORIZON} days: the sum of all forecasts.")
+    parts: dict[str, ForecastResponse | HandleProblem] = Field(description="By customer id.")
+
+
+ValidPortfolio = Annotated[PortfolioRequest, Depends(body_of(PortfolioRequest))]
+PORTFOLIO_ROUTE = {
+    "path": "/",
+    "response_model_exclude_none": True,
+    "responses": BODY_RESPONSES,
+    "openapi_extra": {"requestBody": json_body(PortfolioRequest)},
+}
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})  # it only waits
+@serve.ingress(api)
+class PortfolioService:
+    """Fans out to the forecasters, each call with its own customer's model id."""
+
+    def __init__(self):
+        self.forecasters = serve.get_app_handle("default")
+
+    @api.post(**PORTFOLIO_ROUTE)
+    async def post_portfolio(self, portfolio: ValidPortfolio) -> PortfolioResponse:
+        """Forecast for every customer at once. One that fails has an error for its part."""
+        histories = portfolio.histories
+        parts = await asyncio.gather(*map(self._part, histories, histories.values()))
+        forecasts = [part["forecast"] for part in parts if "forecast" in part]
+        total = [round(sum(day), 2) for day in zip(*forecasts, strict=True)] or [0.0] * HORIZON
+        return PortfolioResponse(total=total, parts=dict(zip(histories, parts, strict=True)))
+
+    async def _part(self, customer_id: str, history: Any) -> dict:
+        forecaster = self.forecasters.options(multiplexed_model_id=customer_id)
+        try:
+            return await forecaster.forecast.remote(history)
+        except HANDLE_ERRORS as error:
+            return describe(error)
+
+
+app = PortfolioService.bind()
