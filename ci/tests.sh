@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All tests, in an environment of their own: bash ci/tests.sh
 #
-# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and port 8000 free. Starts and stops its own servers, on loopback.
+# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and ports 8000 and 9000 free. Starts and stops its
+# own servers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,36 +30,41 @@ if [[ $("$venv/bin/python" -V 2>/dev/null) != "$("$python" -V)" ]]; then
   rm -rf "$venv"
   "$python" -m venv "$venv"
 fi
-"$venv/bin/pip" install -q -r ci/requirements.txt
+"$venv/bin/pip" install -q -r ci/requirements.txt -r content/requirements_pytorch.txt
+"$venv/bin/pip" install -q -r content/requirements_s3.txt # apart: it has a hash, so it must be alone
 export PATH=$PWD/$venv/bin:$PATH
 unset RAY_ADDRESS
 python - <<'PYTHON'
 import socket
 
-with socket.socket() as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind(("127.0.0.1", 8000))
-    except OSError as error:
-        raise SystemExit(f"port 8000 is taken, stop what listens there: {error}")
+for port in 8000, 9000:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SystemExit(f"port {port} is taken, stop what listens there: {error}")
 PYTHON
 
 step "Check the style of code and notebook"
 ruff check .
 ruff format --check .
 
-step "Check that README.md is what the notebook renders to"
+step "Check that the Markdown is what the notebooks render to"
 bash convert_to_md.sh --check
 
 step "Check that the data are what the source gives"
 python ci/derive_footfall.py --check
 
-step "Run the notebook in a copy from which the files that it writes are gone"
+step "Run the notebooks in a copy from which the files that they write are gone"
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r content "$copy"
 rm -rf "$copy/content/models" "$copy"/content/*.{py,proto}
-pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 --junitxml="$copy/cells.xml" "$copy/content/notebook.ipynb"
+for notebook in notebook pytorch_s3; do
+  pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 \
+    --junitxml="$copy/$notebook.xml" "$copy/content/$notebook.ipynb"
+done
 python ci/compare_run.py "$copy"
 
 step "Run the tests, on a live service"

@@ -1,14 +1,18 @@
 """What goes over HTTP: the request, the response, and a status for whatever goes wrong."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal, Protocol
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray import serve
 
-from forecasting import COVERAGE, HORIZON, LAGS, SEASON
+from forecasting import COVERAGE, HORIZON, LAGS, SEASON, Forecast, extend_history
 from model_artifact import CorruptModelError
 from model_store import (
     CUSTOMER_ID,
@@ -34,6 +38,15 @@ MAX_VALUE = (
 MAX_BODY_BYTES = 1024 * 1024  # four times what MAX_HISTORY values take at their longest
 MAX_FAULTS = 10  # reported of one request
 RETRY_AFTER_S = 2
+
+
+class Forecaster(Protocol):
+    """What a model has to have to be served under this contract."""
+
+    customer_id: str
+    version: str
+
+    def predict(self, lags: np.ndarray) -> Forecast: ...
 
 
 class InvalidHistoryError(ValueError):
@@ -130,6 +143,40 @@ async def report_faults(request: Request, error: RequestValidationError) -> JSON
     """Answer a body that is no ForecastRequest: where it is at fault, and what is wanted there."""
     faults = [Fault(**fault).model_dump() for fault in error.errors()[:MAX_FAULTS]]
     return JSONResponse({"detail": faults}, 422)
+
+
+def require_model_id(model_id: str) -> str:
+    """Return a request's model id. Raises InvalidCustomerIdError if there is none."""
+    if not model_id:
+        raise InvalidCustomerIdError(
+            f"no model id: name the customer in the header {MODEL_ID_HEADER}"
+        )
+    return model_id
+
+
+@contextmanager
+def report_cache(response: Response, hit: bool) -> Iterator[None]:
+    """Add headers that say who answers, how long it takes, and if the model was in memory."""
+    started = time.perf_counter()
+    yield
+    elapsed_ms = (time.perf_counter() - started) * 1000
+    outcome = "hit" if hit else "miss"
+    response.headers["Server-Timing"] = f"cache;desc={outcome};dur={elapsed_ms:.1f}"
+    response.headers["X-Replica-Id"] = serve.get_replica_context().replica_id.unique_id
+
+
+def respond(model: Forecaster, request: ForecastRequest) -> ForecastResponse:
+    """Return a model's answer to a request."""
+    history = np.array(request.sequence_data)
+    forecast, lower, upper = model.predict(extend_history(history))
+    return ForecastResponse(
+        customer_id=model.customer_id,
+        forecast=forecast.tolist(),
+        lower=lower.tolist(),
+        upper=upper.tolist(),
+        model_version=model.version,
+        padded=len(history) < LAGS or None,
+    )
 
 
 HANDLE_ERRORS = *PROBLEMS, InvalidHistoryError  # what a deployment handle of this service may raise

@@ -21,9 +21,20 @@ class ModelLoader(Generic[Model]):
     holds a model, load() returns that very object and asks the store nothing.
     """
 
-    def __init__(self, store: ModelStore, from_bytes: Callable[[bytes, str], Model]):
-        """Take a store, and a function from an artifact's bytes and a customer id to a model."""
+    def __init__(
+        self,
+        store: ModelStore,
+        from_bytes: Callable[[bytes, str], Model],
+        *,
+        in_thread: bool = False,
+    ):
+        """Take a store, and a function from an artifact's bytes and a customer id to a model.
+
+        With `in_thread` the function runs in a thread: it takes so long that the event loop, and
+        with it every other request, should not wait for it.
+        """
         self._store = store
+        self._in_thread = in_thread
         self._from_bytes = from_bytes
         self._alive: weakref.WeakValueDictionary[str, Model] = weakref.WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[Model]] = {}
@@ -53,7 +64,10 @@ class ModelLoader(Generic[Model]):
     async def _read(self, customer_id: str) -> Model:
         started = time.perf_counter()
         artifact = await self._store.read(customer_id)
-        model = self._from_bytes(artifact.data, customer_id)
+        if self._in_thread:
+            model = await asyncio.to_thread(self._from_bytes, artifact.data, customer_id)
+        else:
+            model = self._from_bytes(artifact.data, customer_id)
         self._alive[customer_id] = model
         elapsed_ms = (time.perf_counter() - started) * 1000
         logger.info(

@@ -10,24 +10,24 @@ Environment, read where the application is built and handed to every replica:
 """
 
 import os
-import time
 
-import numpy as np
 from fastapi import Response
 from ray import serve
 
-from forecasting import LAGS, ForecastModel, extend_history
+from forecasting import ForecastModel
 from http_contract import (
     FORECAST_ROUTE,
-    MODEL_ID_HEADER,
     ForecastRequest,
     ForecastResponse,
     ValidBody,
     create_api,
+    report_cache,
+    require_model_id,
+    respond,
 )
 from model_artifact import from_bytes
 from model_loader import ModelLoader
-from model_store import InvalidCustomerIdError, ModelStore
+from model_store import ModelStore
 
 MODELS_PER_REPLICA = int(os.environ.get("MODELS_PER_REPLICA", 4))
 MAX_ONGOING_REQUESTS = 200  # a replica; they wait for the store at the same time
@@ -54,7 +54,6 @@ class ForecastingService:
 
     def __init__(self):
         self.loader = ModelLoader(ModelStore(), from_bytes)
-        self.replica_id = serve.get_replica_context().replica_id.unique_id
 
     @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
     async def get_model(self, customer_id: str) -> ForecastModel:
@@ -74,32 +73,14 @@ class ForecastingService:
     @api.post(**FORECAST_ROUTE)
     async def post_forecast(self, body: ValidBody, response: Response) -> ForecastResponse:
         """Forecast for the customer in the header `serve_multiplexed_model_id`."""
-        outcome = "hit" if serve.get_multiplexed_model_id() in self.loader else "miss"
-        started = time.perf_counter()
-        answer = await self._forecast(body)
-        elapsed_ms = (time.perf_counter() - started) * 1000
-        response.headers["Server-Timing"] = f"cache;desc={outcome};dur={elapsed_ms:.1f}"
-        response.headers["X-Replica-Id"] = self.replica_id
-        return answer
+        with report_cache(response, hit=serve.get_multiplexed_model_id() in self.loader):
+            return await self._forecast(body)
 
     async def _forecast(self, request: ForecastRequest) -> ForecastResponse:
-        customer_id = serve.get_multiplexed_model_id()
-        if not customer_id:
-            raise InvalidCustomerIdError(
-                f"no model id: name the customer in the header {MODEL_ID_HEADER}"
-            )
+        customer_id = require_model_id(serve.get_multiplexed_model_id())
         model = await self.loader.load(customer_id)  # waits, or fails, with the cache untouched
         await self.get_model(customer_id)  # makes it the most recently used
-        history = np.array(request.sequence_data)
-        forecast, lower, upper = model.predict(extend_history(history))
-        return ForecastResponse(
-            customer_id=customer_id,
-            forecast=forecast.tolist(),
-            lower=lower.tolist(),
-            upper=upper.tolist(),
-            model_version=model.version,
-            padded=len(history) < LAGS or None,
-        )
+        return respond(model, request)
 
 
 app = ForecastingService.bind()

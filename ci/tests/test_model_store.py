@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store import (
-    ARTIFACT,
     InvalidCustomerIdError,
     ModelStore,
     StoreUnavailableError,
     UnknownCustomerError,
     artifact_path,
 )
+
+ARTIFACT = "model.safetensors"
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_missing_customer_is_unknown_and_a_missing_folder_is_unavailable(folde
 @given(st.text(max_size=80))
 def test_an_id_is_refused_or_stays_inside_its_own_folder(customer_id):
     try:
-        path = artifact_path(customer_id)
+        path = artifact_path(customer_id, ARTIFACT)
     except InvalidCustomerIdError:
         return
     root = Path("/models")

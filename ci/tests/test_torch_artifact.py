@@ -1,0 +1,116 @@
+"""A PyTorch model is read as it was written, or not at all, and nothing in it is ever run."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from forecasting import HORIZON, LAGS, Scores
+from model_artifact import CorruptModelError
+from torch_artifact import from_bytes, to_bytes
+from torch_forecaster import TorchForecaster, fit
+
+SCORES = Scores(0.8, 1.0, 0.2, 0.8)
+
+
+@pytest.fixture(scope="module")
+def model() -> TorchForecaster:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TorchForecaster().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def artifact(model) -> bytes:
+    return to_bytes(model, "1", SCORES)
+
+
+@pytest.fixture
+def content(artifact) -> dict:
+    """What is in the artifact, to be changed by a test."""
+    return torch.load(io.BytesIO(artifact), weights_only=True)
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def test_a_model_comes_back_as_it_was(model, artifact):
+    restored = from_bytes(artifact, "1")
+    lags = np.arange(100.0, 100 + LAGS)
+    np.testing.assert_array_equal(restored.predict(lags), model.predict(lags))
+    assert restored.customer_id == "1"
+    assert to_bytes(restored, "1", SCORES) == artifact
+
+
+def test_reading_draws_no_random_numbers(artifact):
+    before = torch.random.get_rng_state()
+    from_bytes(artifact, "1")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda state: {name: state[name] for name in state if name != "linear.bias"},
+        lambda state: state | {"extra": torch.zeros(1)},
+        lambda state: state | {"linear.bias": torch.zeros(HORIZON + 1)},
+        lambda state: state | {"linear.bias": torch.zeros(HORIZON).double()},
+        lambda state: state | {"linear.bias": torch.zeros(HORIZON).to_sparse()},
+        lambda state: state | {"linear.bias": torch.zeros(HORIZON, device="meta")},
+        lambda state: state | {"linear.bias": torch.full((HORIZON,), torch.nan)},
+        lambda state: state | {"linear.bias": torch.ones(HORIZON)},
+        lambda state: state | {"linear.bias": [0.0] * HORIZON},
+        lambda state: [],
+    ],
+    ids=["missing", "extra", "shape", "type", "sparse", "meta", "nan", "other", "list", "none"],
+)
+def test_a_changed_state_is_refused(content, changed):
+    content["state_dict"] = changed(dict(content["state_dict"]))
+    with pytest.raises(CorruptModelError, match="model 1"):
+        from_bytes(saved(content), "1")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>404</html>", pickle.dumps({}), b"PK\x03\x04" + b"\0" * 100]
+)
+def test_what_is_no_model_is_refused(data):
+    with pytest.raises(CorruptModelError):
+        from_bytes(data, "1")
+
+
+def test_a_truncated_or_flipped_or_swapped_model_is_refused(artifact):
+    middle = len(artifact) // 2
+    flipped = artifact[:middle] + bytes([artifact[middle] ^ 1]) + artifact[middle + 1 :]
+    for data, model_id in (artifact[:middle], "1"), (flipped, "1"), (artifact, "2"):
+        with pytest.raises(CorruptModelError):
+            from_bytes(data, model_id)
+
+
+def test_a_pickle_in_its_place_is_refused_and_never_opened(content, tmp_path):
+    witness = tmp_path / "opened"
+
+    class Attack:
+        def __reduce__(self):
+            return witness.touch, ()
+
+    for data in pickle.dumps(Attack()), saved(Attack()), saved(content | {"x": Attack()}):
+        with pytest.raises(CorruptModelError):
+            from_bytes(data, "1")
+        assert not witness.exists()
+    torch.load(io.BytesIO(saved(Attack())), weights_only=False)
+    assert witness.exists(), "the attack was none: nothing was shown"
+
+
+def test_a_fit_sees_nothing_after_its_days_and_leaves_the_random_state_alone(footfall):
+    torch.set_num_threads(1)
+    rows = footfall[2][:3, :700]
+    before = torch.random.get_rng_state()
+    one, same = fit(rows, seed=1), fit(rows.copy(), seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert to_bytes(one, "1", SCORES) == to_bytes(same, "1", SCORES)
+    assert to_bytes(one, "1", SCORES) != to_bytes(fit(rows, seed=2), "1", SCORES)
