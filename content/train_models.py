@@ -16,9 +16,7 @@ from model_artifact import to_bytes
 from model_store import ModelStore
 
 FOOTFALL = Path(__file__).with_name("data") / "footfall.npz"
-BATCH_SIZE = (
-    32  # customers a task: a fit takes about a millisecond, a task costs more than that to start
-)
+BATCH_SIZE = 32  # customers a task: one fit is too small a job for a task of its own
 
 
 def load_footfall() -> tuple[list[str], np.ndarray, np.ndarray]:
