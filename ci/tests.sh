@@ -60,7 +60,7 @@ step "Run the notebooks in a copy from which the files that they write are gone"
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r content "$copy"
-rm -rf "$copy/content/models" "$copy"/content/*.{py,proto}
+rm -rf "$copy/content/models" "$copy"/content/*.{py,proto,yaml}
 for notebook in notebook pytorch_s3; do
   pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 \
     --junitxml="$copy/$notebook.xml" "$copy/content/$notebook.ipynb"

@@ -1,0 +1,142 @@
+"""The Anyscale files: read by Anyscale's own code, and a stand-in endpoint with TLS and a token."""
+
+import asyncio
+import os
+import re
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import aiohttp
+import pytest
+import trustme
+import yaml
+from aiohttp import web
+from anyscale.service.models import ServiceConfig
+from conftest import CONTENT, SERVICE
+
+ROOT = CONTENT.parent
+TOKEN = "the-right-token"
+
+
+class TlsProxy:
+    """Anyscale's endpoint in small: TLS, a bearer token, and the live service behind it."""
+
+    def __init__(self, folder: Path):
+        authority = trustme.CA()
+        self.certificate = folder / "ca.pem"
+        authority.cert_pem.write_to_path(self.certificate)
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost").configure_cert(self._tls)
+        self.unavailable = 0  # answers of 503 still to give
+        self.statuses = []
+        self._ready = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+        assert self._ready.wait(10), "the proxy did not start"
+
+    async def _serve(self) -> None:
+        app = web.Application()
+        app.router.add_post("/", self._forward)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.url = f"https://localhost:{runner.addresses[0][1]}"
+        self._ready.set()
+        await asyncio.Event().wait()
+
+    async def _forward(self, request: web.Request) -> web.Response:
+        answer = await self._answer(request)
+        self.statuses.append(answer.status)
+        return answer
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return web.Response(status=401)
+        if self.unavailable:
+            self.unavailable -= 1
+            return web.Response(status=503, headers={"Retry-After": "1"})
+        name = "serve_multiplexed_model_id"
+        headers = {name: request.headers[name], "Content-Type": "application/json"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(SERVICE, data=await request.read(), headers=headers) as answer,
+        ):
+            return web.Response(status=answer.status, body=await answer.read())
+
+
+@pytest.fixture
+def proxy(store, tmp_path) -> TlsProxy:
+    return TlsProxy(tmp_path)
+
+
+def run_client(**environment: str) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ANYSCALE_")}
+    command = [sys.executable, CONTENT / "client_anyscale_service.py"]
+    return subprocess.run(
+        command, env=env | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def ask_through(proxy: TlsProxy, token: str) -> subprocess.CompletedProcess:
+    return run_client(
+        ANYSCALE_SERVICE_URL=proxy.url,
+        ANYSCALE_SERVICE_TOKEN=token,
+        REQUESTS_CA_BUNDLE=str(proxy.certificate),
+    )
+
+
+def test_the_client_gets_the_services_answer(ask, proxy, histories):
+    done = ask_through(proxy, TOKEN)
+    assert done.stdout.strip() == str(ask("customer_123", histories["customer_123"]).json())
+    assert proxy.statuses == [200]
+
+
+def test_the_client_tries_again_when_the_service_is_away(proxy):
+    proxy.unavailable = 2
+    done = ask_through(proxy, TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert proxy.statuses == [503, 503, 200]
+
+
+def test_a_wrong_token_is_said_out_loud_and_not_tried_again(proxy):
+    done = ask_through(proxy, "a-wrong-token")
+    assert done.returncode == 1
+    assert "refuses the token" in done.stderr and "Traceback" not in done.stderr
+    assert proxy.statuses == [401]
+
+
+@pytest.mark.parametrize("missing", ["ANYSCALE_SERVICE_URL", "ANYSCALE_SERVICE_TOKEN"])
+def test_what_is_missing_in_the_environment_is_named(missing):
+    given = {"ANYSCALE_SERVICE_URL": "https://localhost", "ANYSCALE_SERVICE_TOKEN": "token"}
+    done = run_client(**{name: value for name, value in given.items() if name != missing})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{missing} is not set")
+
+
+def test_anyscales_own_code_reads_the_service_file():
+    config = ServiceConfig.from_yaml(str(CONTENT / "service.yaml"))
+    assert config.name == "forecast-multiplex"
+    assert config.applications[0]["import_path"] == "serve_forecast_multiplex:app"
+    assert config.compute_config.auto_select_worker_config
+    assert config.env_vars["MODEL_STORE"].startswith("s3://")
+
+
+def test_the_service_file_pins_what_the_tutorial_pins():
+    pinned = set(re.findall(r"^\S+==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    service = yaml.safe_load((CONTENT / "service.yaml").read_text())
+    assert set(service["requirements"]) <= pinned
+    (ray,) = [pin for pin in pinned if pin.startswith("ray")]
+    assert f":{ray.partition('==')[2]}-" in service["image_uri"]
+
+
+def test_every_anyscale_command_in_the_readme_is_one_of_the_installed_cli():
+    commands = re.findall(r"^anyscale service .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        name, *words = command.split()[2:]
+        helped = ["anyscale", "service", name, "--help"]
+        text = subprocess.run(helped, capture_output=True, text=True, check=True, timeout=60).stdout
+        for option in (word for word in words if word.startswith("-")):
+            assert re.search(rf"(^|[\s,]){option}\b", text), f"{command}: no option {option}"
