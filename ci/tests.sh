@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All tests, in an environment of their own: bash ci/tests.sh
 #
-# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and ports 8000 and 9000 free. Starts and stops its
-# own servers.
+# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and ports 8000 and 9000 free. Installs Debian's
+# prometheus if it is missing. Starts and stops its own servers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,6 +24,9 @@ step "Make the environment"
 python=$(find_python)
 if ! "$python" -c 'import ensurepip' 2>/dev/null; then # Debian packs it apart
   apt-get update -q && apt-get install -q -y python3-venv
+fi
+if ! command -v prometheus >/dev/null; then
+  apt-get update -q && apt-get install -q -y --no-install-recommends prometheus
 fi
 venv=.venv-tests
 if [[ $("$venv/bin/python" -V 2>/dev/null) != "$("$python" -V)" ]]; then

@@ -127,5 +127,7 @@ def extend_history(history: np.ndarray) -> np.ndarray:
 
     A short one is extended backwards by its own first week.
     """
-    missing_weeks = max(0, math.ceil((LAGS - len(history)) / SEASON))
+    if len(history) >= LAGS:
+        return history[-LAGS:]
+    missing_weeks = math.ceil((LAGS - len(history)) / SEASON)
     return np.concatenate([np.tile(history[:SEASON], missing_weeks), history])[-LAGS:]

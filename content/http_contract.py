@@ -1,12 +1,9 @@
 """What goes over HTTP: the request, the response, and a status for whatever goes wrong."""
 
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +35,7 @@ MAX_VALUE = (
 MAX_BODY_BYTES = 1024 * 1024  # four times what MAX_HISTORY values take at their longest
 MAX_FAULTS = 10  # reported of one request
 RETRY_AFTER_S = 2
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class Forecaster(Protocol):
@@ -109,27 +107,25 @@ class InvalidBody(BaseModel):
     detail: list[Fault]
 
 
-def body_of(model: type[BaseModel]) -> Callable[[Request], Awaitable[BaseModel]]:
-    """Return a dependency that parses a request's body, whatever its content type says."""
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """Parse a request's body, whatever its content type says.
 
-    async def parse(request: Request) -> BaseModel:
-        body = bytearray()
-        async for chunk in request.stream():  # to its end: who still sends would not see an answer
-            if len(body) <= MAX_BODY_BYTES:
-                body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
-        try:
-            return model.model_validate_json(body)
-        except ValidationError as error:
-            faults = error.errors(include_url=False, include_context=False, include_input=False)
-            located = [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
-            raise RequestValidationError(located) from None
-
-    return parse
-
-
-ValidBody = Annotated[ForecastRequest, Depends(body_of(ForecastRequest))]
+    Raises:
+        HTTPException: 413, if it is over MAX_BODY_BYTES.
+        RequestValidationError: if it is not what `model` takes.
+    """
+    body = bytearray()
+    async for chunk in request.stream():  # to its end: who still sends would not see an answer
+        if len(body) <= MAX_BODY_BYTES:
+            body += chunk
+    if len(body) > MAX_BODY_BYTES:
+        raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        located = [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
+        raise RequestValidationError(located) from None
 
 
 async def report_problem(request: Request, error: Exception) -> JSONResponse:
@@ -154,17 +150,6 @@ def require_model_id(model_id: str) -> str:
     return model_id
 
 
-@contextmanager
-def report_cache(response: Response, hit: bool) -> Iterator[None]:
-    """Add headers that say who answers, how long it takes, and if the model was in memory."""
-    started = time.perf_counter()
-    yield
-    elapsed_ms = (time.perf_counter() - started) * 1000
-    outcome = "hit" if hit else "miss"
-    response.headers["Server-Timing"] = f"cache;desc={outcome};dur={elapsed_ms:.1f}"
-    response.headers["X-Replica-Id"] = serve.get_replica_context().replica_id.unique_id
-
-
 def respond(model: Forecaster, request: ForecastRequest) -> ForecastResponse:
     """Return a model's answer to a request."""
     history = np.array(request.sequence_data)
@@ -177,6 +162,20 @@ def respond(model: Forecaster, request: ForecastRequest) -> ForecastResponse:
         model_version=model.version,
         padded=len(history) < LAGS or None,
     )
+
+
+def render(answer: ForecastResponse, hit: bool, elapsed_s: float) -> Response:
+    """Return an answer as HTTP.
+
+    Its headers say who answers, how long it took, and if the model was in memory.
+    """
+    outcome = "hit" if hit else "miss"
+    headers = {
+        "Server-Timing": f"cache;desc={outcome};dur={elapsed_s * 1000:.1f}",
+        "X-Replica-Id": serve.get_replica_context().replica_id.unique_id,
+    }
+    body = answer.model_dump_json(exclude_none=True)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 HANDLE_ERRORS = *PROBLEMS, InvalidHistoryError  # what a deployment handle of this service may raise
@@ -202,7 +201,7 @@ BODY_RESPONSES = {
 
 
 def json_body(model: type[BaseModel]) -> dict:
-    """Return the OpenAPI description of a body that body_of(model) parses, unseen by FastAPI."""
+    """Return the OpenAPI description of a body that read_body() parses, unseen by FastAPI."""
     content = {"application/json": {"schema": model.model_json_schema()}}
     return {"required": True, "content": content}
 
@@ -211,7 +210,7 @@ FORECAST_ROUTE = {
     "path": "/",
     "operation_id": "forecast",
     "summary": f"Forecast the next {HORIZON} days of a customer",
-    "response_model_exclude_none": True,
+    "response_model": ForecastResponse,
     "responses": BODY_RESPONSES
     | {status: {"model": Problem, "description": about} for status, about in PROBLEMS.values()},
     "openapi_extra": {

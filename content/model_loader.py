@@ -27,15 +27,18 @@ class ModelLoader(Generic[Model]):
         from_bytes: Callable[[bytes, str], Model],
         *,
         in_thread: bool = False,
+        on_loaded: Callable[[float, BaseException | None], None] | None = None,
     ):
         """Take a store, and a function from an artifact's bytes and a customer id to a model.
 
         With `in_thread` the function runs in a thread: it takes so long that the event loop, and
-        with it every other request, should not wait for it.
+        with it every other request, should not wait for it. `on_loaded` is told of every read of
+        the store: how many seconds it took, and the error that it ended in, or None.
         """
         self._store = store
         self._in_thread = in_thread
         self._from_bytes = from_bytes
+        self._on_loaded = on_loaded
         self._alive: weakref.WeakValueDictionary[str, Model] = weakref.WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[Model]] = {}
 
@@ -56,13 +59,13 @@ class ModelLoader(Generic[Model]):
         if model is not None:
             return model
         if customer_id not in self._loading:
-            task = asyncio.create_task(self._read(customer_id))
+            started = time.perf_counter()
+            task = asyncio.create_task(self._read(customer_id, started))
             self._loading[customer_id] = task
-            task.add_done_callback(lambda done: self._finish(customer_id, done))
+            task.add_done_callback(lambda done: self._finish(customer_id, done, started))
         return await asyncio.shield(self._loading[customer_id])
 
-    async def _read(self, customer_id: str) -> Model:
-        started = time.perf_counter()
+    async def _read(self, customer_id: str, started: float) -> Model:
         artifact = await self._store.read(customer_id)
         if self._in_thread:
             model = await asyncio.to_thread(self._from_bytes, artifact.data, customer_id)
@@ -75,9 +78,11 @@ class ModelLoader(Generic[Model]):
         )
         return model
 
-    def _finish(self, customer_id: str, task: asyncio.Task) -> None:
+    def _finish(self, customer_id: str, task: asyncio.Task, started: float) -> None:
         del self._loading[customer_id]
-        error = None if task.cancelled() else task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if self._on_loaded:
+            self._on_loaded(time.perf_counter() - started, error)
         if error and not isinstance(error, CLIENT_ERRORS):
             cause = str(error.__cause__ or "").partition("\n")[0]
             logger.warning(f"Could not load {customer_id}: {error}. {cause}")

@@ -6,9 +6,9 @@ Asks the application of serve_forecast_multiplex.py, which runs under its defaul
 """
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
@@ -18,10 +18,10 @@ from http_contract import (
     HANDLE_ERRORS,
     ForecastResponse,
     HandleProblem,
-    body_of,
     create_api,
     describe,
     json_body,
+    read_body,
 )
 
 MAX_CUSTOMERS = 1000  # in a request
@@ -46,7 +46,6 @@ class PortfolioResponse(BaseModel):
     parts: dict[str, ForecastResponse | HandleProblem] = Field(description="By customer id.")
 
 
-ValidPortfolio = Annotated[PortfolioRequest, Depends(body_of(PortfolioRequest))]
 PORTFOLIO_ROUTE = {
     "path": "/",
     "response_model_exclude_none": True,
@@ -64,9 +63,9 @@ class PortfolioService:
         self.forecasters = serve.get_app_handle("default")
 
     @api.post(**PORTFOLIO_ROUTE)
-    async def post_portfolio(self, portfolio: ValidPortfolio) -> PortfolioResponse:
+    async def post_portfolio(self, request: Request) -> PortfolioResponse:
         """Forecast for every customer at once. One that fails has an error for its part."""
-        histories = portfolio.histories
+        histories = (await read_body(request, PortfolioRequest)).histories
         parts = await asyncio.gather(*map(self._part, histories, histories.values()))
         forecasts = [part["forecast"] for part in parts if "forecast" in part]
         total = [round(sum(day), 2) for day in zip(*forecasts, strict=True)] or [0.0] * HORIZON

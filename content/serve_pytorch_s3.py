@@ -6,17 +6,19 @@ Environment: MODEL_STORE and AWS_... as in model_store.py, the rest as in
 serve_forecast_multiplex.py, but MODELS_PER_REPLICA, which is 3 here.
 """
 
+import time
+
 import torch
-from fastapi import Response
+from fastapi import Request, Response
 from ray import serve
 
 from http_contract import (
     FORECAST_ROUTE,
     ForecastRequest,
     ForecastResponse,
-    ValidBody,
     create_api,
-    report_cache,
+    read_body,
+    render,
     require_model_id,
     respond,
 )
@@ -49,10 +51,12 @@ class PyTorchService:
         return answer.model_dump(exclude_none=True)
 
     @api.post(**FORECAST_ROUTE)
-    async def post_forecast(self, body: ValidBody, response: Response) -> ForecastResponse:
+    async def post_forecast(self, request: Request) -> Response:
         """Forecast with the model in the header `serve_multiplexed_model_id`."""
-        with report_cache(response, hit=serve.get_multiplexed_model_id() in self.loader):
-            return await self._forecast(body)
+        started = time.perf_counter()
+        hit = serve.get_multiplexed_model_id() in self.loader
+        answer = await self._forecast(await read_body(request, ForecastRequest))
+        return render(answer, hit, time.perf_counter() - started)
 
     async def _forecast(self, request: ForecastRequest) -> ForecastResponse:
         model_id = require_model_id(serve.get_multiplexed_model_id())

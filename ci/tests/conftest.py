@@ -35,6 +35,7 @@ NAMED = (
 MODELS_PER_REPLICA = 4
 STORE_TIMEOUT_S = 2
 GRPC_PORT = 9000
+METRICS_INTERVAL_S = 1  # between two reports of a Ray process; by default 10
 
 
 class FaultyStore:
@@ -117,6 +118,7 @@ def live_store(fleet, grpc_code) -> FaultyStore:
         "STORE_TIMEOUT_S": str(STORE_TIMEOUT_S),
     }
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "proxy_guard:middlewares"
+    os.environ["RAY_metrics_report_interval_ms"] = f"{METRICS_INTERVAL_S * 1000}"  # noqa: SIM112
     ray.init(log_to_driver=False)
     env = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     servicer = "forecast_pb2_grpc.add_ForecastServiceServicer_to_server"
