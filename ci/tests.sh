@@ -37,6 +37,9 @@ fi
 "$venv/bin/pip" install -q -r content/requirements_s3.txt # apart: it has a hash, so it must be alone
 export PATH=$PWD/$venv/bin:$PATH
 unset RAY_ADDRESS
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export RAY_TMPDIR=$scratch # else Ray would try to join a cluster that somebody else left in /tmp/ray
 python - <<'PYTHON'
 import socket
 
@@ -60,8 +63,8 @@ step "Check that the data are what the source gives"
 python ci/derive_footfall.py --check
 
 step "Run the notebooks in a copy from which the files that they write are gone"
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
+copy=$scratch/copy
+mkdir "$copy"
 cp -r content "$copy"
 rm -rf "$copy/content/models" "$copy"/content/*.{py,proto,yaml}
 for notebook in notebook pytorch_s3; do
