@@ -18,6 +18,10 @@ import time
 from pathlib import Path
 
 CONTENT = Path(__file__).parents[2] / "content"
+sys.path.insert(0, str(CONTENT))
+
+import fast_ingress  # noqa: E402
+
 SERVICE = "http://127.0.0.1:8000"
 STORE_DELAY_S = 0.1
 BURST = 32  # distinct cold customers at once
@@ -25,14 +29,7 @@ MAX_BURST_RATIO = 1.5  # times one cold load, through the fast ingress
 MAX_WARM_RATIO = 1.1  # times the documented pattern's warm request, through the default ingress
 MEASURED = "one cold", "cold burst", "warm burst", "one warm"
 PATTERNS = {"load before the lock": "/", "documented pattern": "/stock"}
-INGRESSES = {
-    "default": {},
-    "fast": {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    },
-}
+INGRESSES = {"default": {}, "fast": fast_ingress.SETTINGS}
 
 
 async def measure(short: bool) -> dict[str, dict[str, float]]:
@@ -83,7 +80,6 @@ async def measure(short: bool) -> dict[str, dict[str, float]]:
 
 def serve_and_measure(short: bool) -> None:
     """Deploy both patterns, one replica each, and print what measure() returns as JSON."""
-    sys.path.insert(0, str(CONTENT))
     os.environ["PYTHONPATH"] = str(CONTENT)  # for Ray's workers
     import ray
     from ray import serve

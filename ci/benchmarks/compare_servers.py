@@ -1,0 +1,180 @@
+"""Compare this service with what a user would take instead, on the same models and traffic.
+
+    python ci/benchmarks/compare_servers.py [--short] [--only NAME ...]
+
+One server at a time, on loopback, with one process or worker; the peers in virtual environments of
+their own (.venv-peers). Every server has to give the same forecasts, number for number. The full
+run writes content/data/benchmarks.json, or of --only the servers named; --short only shows that
+nothing rots. Both want Linux, wrk (apt-get install wrk), and a free port: 8000, or BENCHMARK_PORT.
+
+wrk sends the warm requests. A client in Python takes as much CPU a request as the fastest servers
+do, and would make their lead look half as large. traffic.py sends the rest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "content"))
+
+from contestants import SERVERS  # noqa: E402
+from fleet import FULL, SHORT, build_fleet  # noqa: E402
+from measurements import Bench  # noqa: E402
+from server_process import InstallError, ServerError, install, versions  # noqa: E402
+
+RESULTS = ROOT / "content" / "data" / "benchmarks.json"
+OURS = "ours, fast ingress"
+DIGITS = 4  # of a figure in the results
+COLUMNS = {  # heading: where a result has the figure, and its format
+    "start s": ("start_s", ".1f"),
+    "p50 ms": ("warm.1.p50_ms", ".2f"),
+    "p99 ms": ("warm.1.p99_ms", ".2f"),
+    "p50@16": ("warm.16.p50_ms", ".1f"),
+    "p99@16": ("warm.16.p99_ms", ".1f"),
+    "req/s@16": ("warm.16.requests_per_s", ".0f"),
+    "cold s": ("cold.one_s", ".3f"),
+    "burst s": ("cold.burst_s", ".2f"),
+    "x one": ("cold.burst_per_one", ".1f"),
+    "hit rate": ("zipf.hit_rate", ".3f"),
+    "zipf p99": ("zipf.p99_ms", ".0f"),
+    "server MB": ("memory.server_mb", ".0f"),
+    "KB/model": ("memory.model_kb", ".1f"),
+}
+
+
+def machine() -> dict[str, str | int | float]:
+    cpu = next(
+        line.split(": ")[1]
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def figure(result: dict, path: str) -> float | None:
+    for name in path.split("."):
+        result = result and result[name]
+    return result
+
+
+def shorten(value: object) -> object:
+    """Round all numbers in a result to DIGITS significant digits."""
+    if isinstance(value, dict):
+        return {name: shorten(part) for name, part in value.items()}
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def print_table(results: dict[str, dict]) -> None:
+    print(f"{'':20}" + "".join(f"{heading:>10}" for heading in COLUMNS))
+    for name, result in results.items():
+        figures = ((figure(result, path), spec) for path, spec in COLUMNS.values())
+        cells = ("-" if value is None else format(value, spec) for value, spec in figures)
+        print(f"{name:20}" + "".join(f"{cell:>10}" for cell in cells))
+
+
+def print_ratios(results: dict[str, dict]) -> None:
+    if OURS not in results:
+        return
+    ours = results[OURS]["warm"]
+    for name in (name for name in ("FastAPI", "stock Ray") if name in results):
+        peer = results[name]["warm"]
+        rate = ours["16"]["requests_per_s"] / peer["16"]["requests_per_s"]
+        latency = ours["1"]["p50_ms"] / peer["1"]["p50_ms"]
+        print(f"{OURS}: {rate:.2f} x {name}'s requests/s at 16, {latency:.2f} x its p50 at 1")
+
+
+def check(results: dict[str, dict]) -> list[str]:
+    """Return what is wrong beyond noise: failed requests, ratios far from the known ones."""
+    faults = [
+        f"{name}: {where} failed: {errors}"
+        for name, result in results.items()
+        for where in ("warm.1.errors", "warm.16.errors", "cold.error_share", "zipf.errors")
+        if (errors := figure(result, where))
+    ]
+    if {"ours", OURS, "stock Ray"} <= results.keys():
+        ours, fast, stock = (results[name] for name in ("ours", OURS, "stock Ray"))
+        for one in ours, fast:
+            if one["cold"]["burst_s"] > stock["cold"]["burst_s"] / 4:
+                faults.append("a cold burst is not 4 times as fast as stock Ray's")
+        gain = fast["warm"]["16"]["requests_per_s"] / stock["warm"]["16"]["requests_per_s"]
+        if gain < 2:
+            faults.append(f"the fast ingress answers only {gain:.1f} x what stock Ray does")
+    return faults
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="few requests, for CI")
+    parser.add_argument("--only", nargs="+", choices=SERVERS, metavar="NAME", default=[*SERVERS])
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        parser.error("wrk is not installed: apt-get install wrk")
+    preset = SHORT if options.short else FULL
+
+    peers = {SERVERS[name].peer: SERVERS[name] for name in options.only}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for server in peers.values():
+            pool.submit(install, server)  # a failure is reported below, where it fails again
+    results, skipped, faults = {}, {}, []
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        fleet = build_fleet(folder, preset.customers)
+        for name in options.only:
+            print(f"{datetime.now():%H:%M:%S} {name}: {SERVERS[name].about}", flush=True)
+            try:
+                about = {
+                    "about": SERVERS[name].about,
+                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "versions": versions(SERVERS[name]),
+                }
+            except InstallError as error:
+                skipped[name] = str(error)
+                continue
+            try:
+                results[name] = about | shorten(Bench(SERVERS[name], fleet, preset).measure())
+            except ServerError as error:  # the others are worth knowing all the same
+                faults.append(f"{name}: {error}")
+    print_table(results)
+    print_ratios(results)
+    for name, reason in skipped.items():
+        print(f"SKIPPED {name}: {reason}")
+    if not options.short:
+        known = json.loads(RESULTS.read_text())["servers"] if RESULTS.exists() else {}
+        report = {
+            "machine": machine(),
+            "parameters": asdict(preset),
+            "servers": {
+                name: (known | results)[name] for name in SERVERS if name in known | results
+            },
+            "skipped": skipped,
+        }
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    faults += check(results)
+    if options.short and sys.version_info[:2] == (3, 11):
+        faults += [f"{name} was skipped" for name in skipped]
+    if faults:
+        sys.exit("\n".join(faults))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so stop the server
+    main()

@@ -1,0 +1,111 @@
+"""The servers that compare_servers.py compares: what to start, and how to ask it."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from fast_ingress import SETTINGS as FAST_INGRESS
+from traffic import JSON_BODY, forecast_request
+
+SERVER_FILES = Path(__file__).with_name("servers")
+HOST, PORT = "127.0.0.1", os.environ.get("BENCHMARK_PORT", "8000")
+URL = f"http://{HOST}:{PORT}"
+
+
+def ask_in_body(customer_id: str, history: list[float], path: str = "/") -> dict:
+    body = {"customer_id": customer_id, "sequence_data": history}
+    return {"url": URL + path, "headers": JSON_BODY, "data": json.dumps(body).encode()}
+
+
+def ask_by_path(customer_id: str, history: list[float]) -> dict:
+    return {"url": f"{URL}/{customer_id}", **forecast_request(customer_id, history)}
+
+
+def ask_open_inference(customer_id: str, history: list[float]) -> dict:
+    """Ask as the Open Inference Protocol does, which MLServer speaks."""
+    tensor = {"name": "sequence_data", "shape": [len(history)], "datatype": "FP64", "data": history}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    return {"url": f"{URL}/v2/models/{customer_id}/infer", "headers": JSON_BODY, "data": body}
+
+
+def read_open_inference(answer: dict) -> dict:
+    return {output["name"]: output["data"] for output in answer["outputs"]}
+
+
+@dataclass(frozen=True)
+class Server:
+    about: str
+    command: tuple[str, ...]  # a program of its virtual environment, and arguments
+    peer: str | None = None  # whose servers/requirements_*.txt it runs on; None: on ours
+    environment: dict[str, str] = field(default_factory=dict)
+    # What to send for a customer id and a history, as arguments of aiohttp's post()
+    ask: Callable[[str, list[float]], dict] = forecast_request
+    read: Callable[[dict], dict] = dict  # an answer, as our service gives it
+    # Models of a server that has them when it starts, and loads none on demand. The memory that a
+    # model takes is the difference between a start with few and one with many.
+    preloaded: tuple[int, int] | None = None
+
+
+RAY = "python", str(SERVER_FILES / "ray_server.py"), HOST, PORT
+UVICORN = "uvicorn", "fastapi_server:app", "--host", HOST, "--port", PORT
+MOSEC = "python", str(SERVER_FILES / "mosec_server.py"), "--address", HOST, "--port", PORT
+MOSEC_OPTIONS = "--log-level", "error", "--timeout", "10000"  # ms; 3000 would fail our burst
+ask_mosec = partial(ask_in_body, path="/inference")
+SERVERS = {
+    "ours": Server("this service, default ingress", (*RAY, "serve_forecast_multiplex")),
+    "ours, fast ingress": Server(
+        "this service, fast ingress (HAProxy)",
+        (*RAY, "serve_forecast_multiplex"),
+        environment=FAST_INGRESS,
+    ),
+    "stock Ray": Server("multiplexing as Ray documents it", (*RAY, "serve_stock_multiplex")),
+    "Ray per customer": Server(
+        "a Serve deployment per customer",
+        (*RAY, "ray_per_customer"),
+        ask=ask_by_path,
+        preloaded=(4, 12),
+    ),
+    "FastAPI": Server(
+        "FastAPI and an LRU dict on uvicorn",
+        (*UVICORN, "--no-access-log", "--log-level", "warning"),
+        "fastapi",
+    ),
+    "BentoML": Server(
+        "BentoML service with an LRU",
+        ("bentoml", "serve", "bentoml_server:ForecastingService", "--host", HOST, "--port", PORT),
+        "bentoml",
+        {"BENTOML_DO_NOT_TRACK": "true"},
+    ),
+    "LitServe": Server(
+        "LitServe API with an LRU, asynchronous",
+        ("python", str(SERVER_FILES / "litserve_server.py"), HOST, PORT),
+        "litserve",
+        ask=ask_in_body,
+    ),
+    "MOSEC": Server("MOSEC worker with an LRU", (*MOSEC, *MOSEC_OPTIONS), "mosec", ask=ask_mosec),
+    "MOSEC, batches": Server(
+        "MOSEC worker with an LRU and dynamic batching",
+        (*MOSEC, *MOSEC_OPTIONS),
+        "mosec",
+        {"MAX_BATCH_SIZE": "32"},
+        ask=ask_mosec,
+    ),
+    "MLServer": Server(
+        "MLServer, every customer's model preloaded",
+        ("mlserver", "start", "."),
+        "mlserver",
+        {
+            "MLSERVER_MODEL_REPOSITORY_IMPLEMENTATION": "mlserver_runtime.Fleet",
+            "MLSERVER_HOST": HOST,
+            "MLSERVER_HTTP_PORT": PORT,
+            "MLSERVER_DEBUG": "false",
+            "MLSERVER_PARALLEL_WORKERS": "0",  # the default, a second process, is half as fast
+        },
+        ask=ask_open_inference,
+        read=read_open_inference,
+        preloaded=(32, 2000),
+    ),
+}

@@ -1,0 +1,63 @@
+"""What a peer's server does with models: the same in each, so that the frameworks are compared.
+
+Environment, beside that of content/model_store.py:
+    MODELS_PER_REPLICA    models that the server keeps in memory; default 4
+    LOADS_FILE            grows by a byte at each read of the store; default none
+"""
+
+import os
+from collections import OrderedDict
+from functools import wraps
+
+import numpy as np
+
+from forecasting import ForecastModel, extend_history
+from model_artifact import from_bytes
+from model_store import Artifact, ModelStore
+
+MODELS_PER_REPLICA = int(os.environ.get("MODELS_PER_REPLICA", 4))
+
+
+class ModelCache:
+    """Models by customer id, the least recently used first. Cold customers do not queue."""
+
+    def __init__(self):
+        self._store = ModelStore()
+        self._models: OrderedDict[str, ForecastModel] = OrderedDict()
+
+    async def get(self, customer_id: str) -> ForecastModel:
+        """Return a customer's model. Raises what ModelStore.read and from_bytes raise."""
+        if customer_id in self._models:
+            self._models.move_to_end(customer_id)
+            return self._models[customer_id]
+        artifact = await self._store.read(customer_id)
+        model = self._models[customer_id] = from_bytes(artifact.data, customer_id)
+        if len(self._models) > MODELS_PER_REPLICA:
+            self._models.popitem(last=False)
+        return model
+
+
+def answer(model: ForecastModel, sequence_data: list[float]) -> dict:
+    """Return what the tutorial's service answers."""
+    forecast, lower, upper = model.predict(extend_history(np.array(sequence_data, dtype=float)))
+    return {
+        "customer_id": model.customer_id,
+        "forecast": forecast.tolist(),
+        "lower": lower.tolist(),
+        "upper": upper.tolist(),
+        "model_version": model.version,
+    }
+
+
+def count_loads() -> None:
+    """Count this process's reads of any ModelStore in LOADS_FILE, if there is one."""
+    if path := os.environ.get("LOADS_FILE"):
+        counter = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        read = ModelStore.read
+
+        @wraps(read)
+        async def counted(store: ModelStore, customer_id: str) -> Artifact:
+            os.write(counter, b".")
+            return await read(store, customer_id)
+
+        ModelStore.read = counted
