@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Export the template, and run its test in a stand-in for the console's workspace: bash ci/try_template.sh
+#
+# What a workspace has, and no more: an image with Ray, the template and its test in one folder, and a
+# running cluster whose head takes no work. Wants uv on the PATH, and port 8000 free.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+folder=$(mktemp -d)
+workspace=$folder/workspace image=$folder/image address=127.0.0.1:6399
+stop() {
+  if [[ -n ${cluster:-} ]]; then
+    kill "$cluster" && wait "$cluster" || true
+  fi
+  rm -rf "$folder"
+}
+trap stop EXIT
+
+python ci/export_template.py "$folder/exported"
+mkdir "$workspace"
+cp -r "$folder"/exported/{templates,tests}/*/. "$workspace"
+
+ray=$(grep -o '^ray[^ ]*' requirements.txt)
+uv venv --quiet --python "$(command -v python)" "$image"
+uv pip install --quiet --python "$image/bin/python" "$ray" ipykernel
+ln -s "$(command -v uv)" "$image/bin/uv"
+export PATH=$image/bin:/usr/local/bin:/usr/bin:/bin TMPDIR=$folder
+unset PYTHONPATH VIRTUAL_ENV
+
+ray start --head --num-cpus=0 --port="${address#*:}" --temp-dir="$folder/ray" --block \
+  >"$folder/cluster.log" 2>&1 &
+cluster=$!
+for _ in {1..60}; do
+  ray status --address "$address" >/dev/null 2>&1 && break
+  sleep 1
+done
+ray status --address "$address" || { cat "$folder/cluster.log"; exit 1; }
+
+RAY_ADDRESS=$address bash "$workspace/tests.sh"
+uv pip check --python "$image/bin/python" # the lock agrees with the image
