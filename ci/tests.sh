@@ -2,7 +2,7 @@
 # All tests, in an environment of their own: bash ci/tests.sh
 #
 # Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and ports 8000 and 9000 free. Installs Debian's
-# prometheus if it is missing. Starts and stops its own servers.
+# prometheus and wrk if they are missing. Starts and stops its own servers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,8 +25,8 @@ python=$(find_python)
 if ! "$python" -c 'import ensurepip' 2>/dev/null; then # Debian packs it apart
   apt-get update -q && apt-get install -q -y python3-venv
 fi
-if ! command -v prometheus >/dev/null; then
-  apt-get update -q && apt-get install -q -y --no-install-recommends prometheus
+if ! { command -v prometheus && command -v wrk; } >/dev/null; then
+  apt-get update -q && apt-get install -q -y --no-install-recommends prometheus wrk
 fi
 venv=.venv-tests
 if [[ $("$venv/bin/python" -V 2>/dev/null) != "$("$python" -V)" ]]; then
@@ -66,7 +66,7 @@ step "Run the notebooks in a copy from which the files that they write are gone"
 copy=$scratch/copy
 mkdir "$copy"
 cp -r content "$copy"
-rm -rf "$copy/content/models" "$copy"/content/*.{py,proto,yaml}
+rm -rf "$copy/content/models" "$copy"/content/{*.py,*.proto,*.yaml,Dockerfile}
 for notebook in notebook pytorch_s3; do
   pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 \
     --junitxml="$copy/$notebook.xml" "$copy/content/$notebook.ipynb"
@@ -76,7 +76,18 @@ python ci/compare_run.py "$copy"
 step "Run the tests, on a live service"
 pytest -q -p no:cacheprovider ci/tests
 
+step "Lose a node of a cluster under load"
+pytest -q -p no:cacheprovider ci/tests_nodes
+
+step "Run those of the contract and of faults again, through the fast ingress"
+INGRESS=fast pytest -q -p no:cacheprovider ci/tests/test_{contract,faults,fast_ingress,pinning}.py
+
 step "Run the benchmarks in short"
 python ci/benchmarks/cold_burst.py --short
+python ci/benchmarks/remapping.py --short
+python ci/benchmarks/compare_servers.py --short
+
+step "Run the exported template in a stand-in for a workspace"
+bash ci/try_template.sh
 
 step "All passed"

@@ -1,40 +1,58 @@
 """What the notebooks need to run and watch a service: launch it, is it up, what did it log?"""
 
+import importlib
 import os
 import subprocess
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
+from unittest.mock import patch
 
 import ray
+import yaml
 from ray import serve
 from ray.util.state import get_log, list_logs
 
 LAUNCH_TIMEOUT_S = 120
 
 
-def launch(import_path: str, *options: str, **settings: str | float) -> None:
-    """Run an application on the running cluster with `serve run`, and return when it is up.
+def launch(
+    import_path: str, name: str = "default", route_prefix: str = "/", **settings: str | float
+) -> None:
+    """Run an application as `serve run` would, within this process, and return when it is up.
 
-    `options` are those of `serve run`, `settings` its environment variables. An application of the
-    same name is replaced.
+    `settings` are environment variables, for the application only. One of the same name is
+    replaced.
 
     Raises:
         RuntimeError: if it cannot be deployed. TimeoutError: if it takes too long.
     """
-    environment = os.environ | {name: str(value) for name, value in settings.items()}
-    command = ["serve", "run", import_path, *options, "--non-blocking"]
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(
-            f"{import_path} is not up after {LAUNCH_TIMEOUT_S} s: {serve.status().applications}"
-        ) from None
+    module, _, attribute = import_path.partition(":")
+    environment = {setting: str(value) for setting, value in settings.items()}
+    with patch.dict(os.environ, environment):  # the module reads it when it is imported
+        app = getattr(importlib.reload(importlib.import_module(module)), attribute)
+    target = serve.RunTarget(app, name, route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+    wait_until_running(name, timeout_s=LAUNCH_TIMEOUT_S)
+
+
+def deploy(config: dict, replicas: int) -> None:
+    """Apply a Serve config with `serve deploy`, and return when its application is up.
+
+    The config has one application, in which so many `replicas` are to run.
+
+    Raises:
+        RuntimeError: if it cannot be deployed. TimeoutError: if it takes too long.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "serve_config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        done = subprocess.run(["serve", "deploy", file], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    app_name = options[options.index("--name") + 1] if "--name" in options else "default"
-    wait_until_running(app_name)
+        raise RuntimeError(f"serve deploy failed:\n{done.stderr[-2000:]}")
+    (application,) = config["applications"]
+    wait_until_running(application["name"], replicas, LAUNCH_TIMEOUT_S)
 
 
 def wait_until_running(

@@ -7,6 +7,8 @@ Environment, read where the application is built and handed to every replica:
     PINNED_CUSTOMERS      ids, separated by commas, whose models every replica loads before its
                           first request and holds beside those; default none
     NUM_REPLICAS          replicas in the pool; default 1
+    MAX_REPLICAS_PER_NODE so that no more are lost with a node; further ones wait for another node;
+                          default: as many as fit, spread while there is a choice
     CPUS_PER_REPLICA      that Ray reserves for each; default 1
     MAX_ONGOING_REQUESTS  that a replica works on at a time; most of them wait for the store;
                           default 200
@@ -51,6 +53,7 @@ REPLICA_SETTINGS = (
 )
 DEPLOYMENT_OPTIONS = {
     "num_replicas": int(os.environ.get("NUM_REPLICAS", 1)),
+    "max_replicas_per_node": int(os.environ.get("MAX_REPLICAS_PER_NODE", 0)) or None,
     "max_ongoing_requests": int(os.environ.get("MAX_ONGOING_REQUESTS", 200)),
     "graceful_shutdown_wait_loop_s": 0.5,  # between looks whether a replica's last request is done
     "logging_config": {"log_level": os.environ.get("LOG_LEVEL", "INFO")},

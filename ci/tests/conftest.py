@@ -1,4 +1,7 @@
-"""Fixtures: a fleet of models, a store that fails when told to, and the live service on top."""
+"""Fixtures: a fleet of models, a store that fails when told to, and the live service on top.
+
+INGRESS=fast puts the fast ingress in front of it, instead of the default one.
+"""
 
 import asyncio
 import os
@@ -10,17 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import requests
 from aiohttp import web
-from ray import serve
 
 CONTENT = Path(__file__).parents[2] / "content"
 sys.path.insert(0, str(CONTENT))
 os.environ["PYTHONPATH"] = str(CONTENT)  # for Ray's workers
 
+import fast_ingress  # noqa: E402
+
+FAST = os.environ.get("INGRESS") == "fast"
+if FAST:
+    fast_ingress.enable()  # before ray.serve is imported, which reads it
+
+import ray  # noqa: E402
+from ray import serve  # noqa: E402
+
 from forecasting import HOLDOUT_DAYS, LAGS, fit, score  # noqa: E402
 from model_artifact import to_bytes  # noqa: E402
+from template_files import TEMPLATE_NAME, run_export  # noqa: E402
 from train_models import load_footfall  # noqa: E402
 
 SERVICE = "http://127.0.0.1:8000"
@@ -122,7 +133,10 @@ def live_store(fleet, grpc_code) -> FaultyStore:
     ray.init(log_to_driver=False)
     env = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     servicer = "forecast_pb2_grpc.add_ForecastServiceServicer_to_server"
-    serve.start(grpc_options={"port": GRPC_PORT, "grpc_servicer_functions": [servicer]})
+    serve.start(
+        http_options={"host": "127.0.0.1"},
+        grpc_options={"port": GRPC_PORT, "grpc_servicer_functions": [servicer]},
+    )
     for application in (
         ["serve_forecast_multiplex:app"],
         ["serve_portfolio:app", "--name", "portfolio", "--route-prefix", "/portfolio"],
@@ -134,6 +148,7 @@ def live_store(fleet, grpc_code) -> FaultyStore:
     yield store
     subprocess.run(["serve", "shutdown", "-y"], env=env, check=True, timeout=60)
     ray.shutdown()
+    assert not fast_ingress.haproxy_processes(), "HAProxy outlives the service"
 
 
 @pytest.fixture
@@ -157,3 +172,18 @@ def ask(store, histories):
         return requests.post(SERVICE, headers=headers, json=body, timeout=timeout)
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """The tutorial, exported for the template console."""
+    output = tmp_path_factory.mktemp("exported")
+    done = run_export(output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture(scope="session")
+def template(exported) -> Path:
+    """The folder of the exported template."""
+    return exported / "templates" / TEMPLATE_NAME
