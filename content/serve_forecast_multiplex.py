@@ -53,7 +53,6 @@ REPLICA_SETTINGS = (
 )
 DEPLOYMENT_OPTIONS = {
     "num_replicas": int(os.environ.get("NUM_REPLICAS", 1)),
-    "max_replicas_per_node": int(os.environ.get("MAX_REPLICAS_PER_NODE", 0)) or None,
     "max_ongoing_requests": int(os.environ.get("MAX_ONGOING_REQUESTS", 200)),
     "graceful_shutdown_wait_loop_s": 0.5,  # between looks whether a replica's last request is done
     "logging_config": {"log_level": os.environ.get("LOG_LEVEL", "INFO")},
@@ -65,6 +64,9 @@ DEPLOYMENT_OPTIONS = {
         },
     },
 }
+
+if "MAX_REPLICAS_PER_NODE" in os.environ:
+    DEPLOYMENT_OPTIONS["max_replicas_per_node"] = int(os.environ["MAX_REPLICAS_PER_NODE"])
 
 api = create_api("Forecasts, a model per customer")
 logger = logging.getLogger("ray.serve")

@@ -19,6 +19,7 @@ from capacity import lru_hit_rates
 from traffic import Outcomes, load_customers, send, zipf_trace
 
 NAME, ROUTE = "from-file", "/from-file"  # "default" and "/" are the session's own application's
+URL = f"{SERVICE}{ROUTE}/"
 SETTLE_TIMEOUT_S = 90
 REQUESTS_PER_S = 20  # while the service changes
 OTHERS = [f"customer_{number:04d}" for number in range(1, 13)]  # than NAMED
@@ -35,9 +36,7 @@ def keys(settings) -> set[tuple]:
 
 def ask_in_turn(trace: np.ndarray) -> Outcomes:
     """Ask for the customers OTHERS, one request at a time."""
-    return asyncio.run(
-        send(SERVICE + ROUTE, *load_customers(OTHERS), trace, concurrency=1, progress=False)
-    )
+    return asyncio.run(send(URL, *load_customers(OTHERS), trace, concurrency=1, progress=False))
 
 
 def cache_sizes(outcomes: Outcomes) -> list[int]:
@@ -60,7 +59,7 @@ class Traffic:
         trace = itertools.takewhile(lambda _: not self._over.is_set(), turns)
         customers = load_customers(NAMED)
         self.outcomes = asyncio.run(
-            send(SERVICE + ROUTE, *customers, trace, rate=REQUESTS_PER_S, progress=False)
+            send(URL, *customers, trace, rate=REQUESTS_PER_S, progress=False)
         )
 
     def __exit__(self, *error) -> None:
@@ -150,7 +149,7 @@ def test_the_file_deploys_the_service_and_leaves_other_applications_alone(
     assert {"default", "portfolio", "grpc"} < status["applications"].keys()
     direct = ask("customer_123", histories["customer_123"])
     answer = requests.post(
-        SERVICE + ROUTE,
+        URL,
         headers={"serve_multiplexed_model_id": "customer_123"},
         json={"sequence_data": histories["customer_123"]},
         timeout=30,
