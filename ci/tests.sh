@@ -87,7 +87,4 @@ python ci/benchmarks/cold_burst.py --short
 python ci/benchmarks/remapping.py --short
 python ci/benchmarks/compare_servers.py --short
 
-step "Run the exported template in a stand-in for a workspace"
-bash ci/try_template.sh
-
 step "All passed"

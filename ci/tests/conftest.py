@@ -131,7 +131,9 @@ def live_store(fleet, grpc_code) -> FaultyStore:
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "proxy_guard:middlewares"
     os.environ["RAY_metrics_report_interval_ms"] = f"{METRICS_INTERVAL_S * 1000}"  # noqa: SIM112
     ray.init(log_to_driver=False)
-    env = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    # for the command line, and for Ray's state API if there is another Ray on this machine
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    env = os.environ | settings
     servicer = "forecast_pb2_grpc.add_ForecastServiceServicer_to_server"
     serve.start(
         http_options={"host": "127.0.0.1"},
@@ -148,6 +150,7 @@ def live_store(fleet, grpc_code) -> FaultyStore:
     yield store
     subprocess.run(["serve", "shutdown", "-y"], env=env, check=True, timeout=60)
     ray.shutdown()
+    del os.environ["RAY_ADDRESS"]
     assert not fast_ingress.haproxy_processes(), "HAProxy outlives the service"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 import requests
-from conftest import MODELS_PER_REPLICA, NAMED, STORE_TIMEOUT_S
+from conftest import FAST, MODELS_PER_REPLICA, NAMED, STORE_TIMEOUT_S
 from ray import serve
 from ray.util.state import get_log, list_logs
 
@@ -155,6 +155,7 @@ def test_a_cold_load_is_logged_once_with_customer_bytes_and_time(ask, store, fle
     assert line.endswith(" ms.")
 
 
+@pytest.mark.skipif(FAST, reason="with it, Ray wants handles used inside an event loop")
 def test_the_handle_gives_the_http_answer_and_raises_its_errors_by_type(ask, store, histories):
     handle = serve.get_app_handle("default")
 

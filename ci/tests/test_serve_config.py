@@ -68,11 +68,12 @@ class Traffic:
 
 
 @pytest.fixture(scope="module")
-def built() -> dict:
+def built(tmp_path_factory) -> dict:
     """What `serve build` writes."""
+    file = tmp_path_factory.mktemp("build") / "built.yaml"
     build = ["serve", "build", "--app-dir", CONTENT, "serve_forecast_multiplex:app"]
-    done = subprocess.run(build, capture_output=True, text=True, check=True, timeout=60)
-    return yaml.safe_load(done.stdout)
+    subprocess.run([*build, "--output-path", file], capture_output=True, check=True, timeout=60)
+    return yaml.safe_load(file.read_text())
 
 
 @pytest.fixture
