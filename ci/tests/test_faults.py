@@ -143,6 +143,7 @@ def test_the_cache_evicts_the_least_recently_used_model(ask, store):
     assert store.reads == {second: 1}
 
 
+@pytest.mark.skipif(FAST, reason="with it, Ray writes a log in blocks of 1000 lines")
 def test_a_cold_load_is_logged_once_with_customer_bytes_and_time(ask, store, fleet):
     replica_id = coldly_ask(ask, "customer_0023").headers["X-Replica-Id"]
     ask("customer_0023")
