@@ -25,6 +25,7 @@ uv venv --quiet --python "$(command -v python)" "$image"
 uv pip install --quiet --python "$image/bin/python" "$ray" ipykernel
 ln -s "$(command -v uv)" "$image/bin/uv"
 export PATH=$image/bin:/usr/local/bin:/usr/bin:/bin TMPDIR=$folder
+export RAY_AUTH_MODE=disabled # else the cluster and its clients may disagree on the token
 unset PYTHONPATH VIRTUAL_ENV
 
 ray start --head --num-cpus=0 --port="${address#*:}" --temp-dir="$folder/ray" --block \

@@ -17,6 +17,7 @@ from fast_ingress import SETTINGS
 
 KUBERNETES_VERSION = "1.37"
 HEAD, WORKER = "ray-head", "ray-worker"
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")  # its schema takes any text for one
 
 text = (CONTENT / "rayservice.yaml").read_text()
 service = yaml.safe_load(text)["spec"]
@@ -69,7 +70,9 @@ def test_it_deploys_the_application_that_serve_config_yaml_deploys():
 @pytest.mark.parametrize("app", [app, *serve_config["applications"]], ids=["rayservice", "config"])
 def test_every_setting_is_one_that_the_service_reads(app):
     documented = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", serve_forecast_multiplex.__doc__)
-    assert app["runtime_env"]["env_vars"].keys() <= set(documented)
+    env_vars = app["runtime_env"]["env_vars"]
+    assert env_vars.keys() <= set(documented)
+    assert all(isinstance(value, str) for value in env_vars.values()), "Ray takes only text"
 
 
 def test_serve_listens_where_the_probe_and_the_kubernetes_service_ask():
@@ -126,6 +129,7 @@ def test_a_pod_is_promised_all_that_it_may_use(name):
     resources = container(name)["resources"]
     assert resources["limits"].keys() == {"cpu", "memory"}
     assert resources["requests"] == resources["limits"]
+    assert all(QUANTITY.fullmatch(amount) for amount in resources["limits"].values())
 
 
 def test_autoscaling_keeps_a_warm_floor_and_is_slower_down_than_up():
