@@ -1,13 +1,19 @@
 """What goes over HTTP: the request, the response, and a status for whatever goes wrong."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 
 from forecasting import COVERAGE, HORIZON, LAGS, SEASON, Forecast, extend_history
 from model_artifact import CorruptModelError
@@ -16,6 +22,14 @@ from model_store import (
     InvalidCustomerIdError,
     StoreUnavailableError,
     UnknownCustomerError,
+)
+from proxy_guard import RETRY_AFTER_S, UNAVAILABLE
+from tenants import (
+    TENANT_HEADER,
+    ForbiddenCustomerError,
+    InvalidTokenError,
+    MissingTokenError,
+    is_on,
 )
 
 PROBLEMS = {
@@ -27,6 +41,13 @@ PROBLEMS = {
         "The model store does not answer; retry after `Retry-After` seconds.",
     ),
 }
+NO_GOOD_TOKEN = f"The header `{TENANT_HEADER}` has no token, or none that is good."
+TOKEN_PROBLEMS = {  # while tenants are kept apart
+    MissingTokenError: (401, NO_GOOD_TOKEN),
+    InvalidTokenError: (401, NO_GOOD_TOKEN),
+    ForbiddenCustomerError: (403, "The token is not for this customer, if there is one."),
+}
+STATUSES = {kind: status for kind, (status, _) in (PROBLEMS | TOKEN_PROBLEMS).items()}
 MODEL_ID_HEADER = "serve_multiplexed_model_id"
 MAX_HISTORY = 10_000  # values in a request: 27 years of days
 MAX_VALUE = (
@@ -34,7 +55,13 @@ MAX_VALUE = (
 )
 MAX_BODY_BYTES = 1024 * 1024  # four times what MAX_HISTORY values take at their longest
 MAX_FAULTS = 10  # reported of one request
-RETRY_AFTER_S = 2
+BODY_TIMEOUT_S = 10  # for the whole of a body
+CHALLENGE = 'Bearer realm="forecasts"'  # as RFC 6750 has it
+PROBLEM_HEADERS = {
+    StoreUnavailableError: {"Retry-After": str(RETRY_AFTER_S)},
+    MissingTokenError: {"WWW-Authenticate": CHALLENGE},
+    InvalidTokenError: {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'},
+}
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -111,15 +138,19 @@ async def read_body(request: Request, model: type[Body]) -> Body:
     """Parse a request's body, whatever its content type says.
 
     Raises:
-        HTTPException: 413, if it is over MAX_BODY_BYTES.
+        HTTPException: 413, if it is over MAX_BODY_BYTES; 408, if it takes over BODY_TIMEOUT_S.
         RequestValidationError: if it is not what `model` takes.
     """
     body = bytearray()
-    async for chunk in request.stream():  # to its end: who still sends would not see an answer
-        if len(body) <= MAX_BODY_BYTES:
-            body += chunk
-    if len(body) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):  # who sends nothing would hold a place
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:  # the rest would wait in memory, so leave it unread
+                    raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        late = f"the body did not arrive in {BODY_TIMEOUT_S} s"
+        raise HTTPException(408, late, {"Connection": "close"}) from None
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -129,10 +160,9 @@ async def read_body(request: Request, model: type[Body]) -> Body:
 
 
 async def report_problem(request: Request, error: Exception) -> JSONResponse:
-    """Answer an error that PROBLEMS lists."""
-    status, _ = PROBLEMS[type(error)]
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
-    return JSONResponse({"detail": str(error)}, status, headers)
+    """Answer an error that STATUSES lists."""
+    kind = type(error)
+    return JSONResponse({"detail": str(error)}, STATUSES[kind], PROBLEM_HEADERS.get(kind))
 
 
 async def report_faults(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -178,26 +208,52 @@ def render(answer: ForecastResponse, hit: bool, elapsed_s: float) -> Response:
     return Response(body, media_type="application/json", headers=headers)
 
 
-HANDLE_ERRORS = *PROBLEMS, InvalidHistoryError  # what a deployment handle of this service may raise
+HANDLE_ERRORS = *STATUSES, InvalidHistoryError  # what a deployment handle of this service may raise
+NO_ANSWER = BackPressureError, RayActorError  # no replica took a call of a handle, or it died
+TRY_AGAIN = {"status": 503, "detail": UNAVAILABLE}
 
 
 def describe(error: Exception) -> dict[str, int | str]:
-    """Return a HandleProblem's fields for one of HANDLE_ERRORS that a deployment handle raised."""
-    statuses = [status for kind, (status, _) in PROBLEMS.items() if isinstance(error, kind)]
-    cause = getattr(error, "cause", error)  # Ray's own error has the whole remote stack trace
-    return {"status": statuses[0] if statuses else 422, "detail": str(cause)}
-
-
-def create_api(title: str) -> FastAPI:
-    """Return a FastAPI application that answers every error above."""
-    handlers = {RequestValidationError: report_faults, **dict.fromkeys(PROBLEMS, report_problem)}
-    return FastAPI(title=title, version="1.0.0", exception_handlers=handlers)
+    """Return a HandleProblem's fields for one of HANDLE_ERRORS."""
+    return {"status": STATUSES.get(type(error), 422), "detail": str(error)}
 
 
 BODY_RESPONSES = {
+    408: {"model": Problem, "description": f"The body took over {BODY_TIMEOUT_S} s to arrive."},
     413: {"model": Problem, "description": f"The body is over {MAX_BODY_BYTES} bytes."},
     422: {"model": InvalidBody, "description": "The body is not what is wanted; faults are named."},
 }
+
+
+def describe_problems(problems: dict[type, tuple[int, str]]) -> dict:
+    """Return the OpenAPI description of errors with their statuses."""
+    return {status: {"model": Problem, "description": about} for status, about in problems.values()}
+
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint takes the request itself, and makes the response.
+
+    FastAPI documents it, and spends no time on parameters that the endpoint does not have.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        return self.endpoint
+
+
+def create_api(title: str, route_class: type[APIRoute] = APIRoute) -> FastAPI:
+    """Return a FastAPI application that answers every error above.
+
+    While tenants are kept apart, its OpenAPI document asks for a token. The routes check it.
+    """
+    handlers = {RequestValidationError: report_faults, **dict.fromkeys(STATUSES, report_problem)}
+    options = {"title": title, "version": "1.0.0", "exception_handlers": handlers}
+    if is_on():
+        token = APIKeyHeader(name=TENANT_HEADER, description="`Bearer <token>`", auto_error=False)
+        options["dependencies"] = [Security(token)]
+        options["responses"] = describe_problems(TOKEN_PROBLEMS)
+    app = FastAPI(**options)
+    app.router.route_class = route_class
+    return app
 
 
 def json_body(model: type[BaseModel]) -> dict:
@@ -211,8 +267,7 @@ FORECAST_ROUTE = {
     "operation_id": "forecast",
     "summary": f"Forecast the next {HORIZON} days of a customer",
     "response_model": ForecastResponse,
-    "responses": BODY_RESPONSES
-    | {status: {"model": Problem, "description": about} for status, about in PROBLEMS.values()},
+    "responses": BODY_RESPONSES | describe_problems(PROBLEMS),
     "openapi_extra": {
         "parameters": [
             {

@@ -49,9 +49,9 @@ def from_bytes(data: bytes, customer_id: str) -> ForecastModel:
 
     try:
         tensors = load(data)
-        about = _split(data)[0]["__metadata__"]
+        about = _split(data)[0]["__metadata__"] or {}  # it may be null
         checksum, trained_until = about.pop("sha256"), about["trained_until"]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:  # ValueError: no shape for NumPy
         raise CorruptModelError(
             f"the model of {customer_id} is not a safetensors artifact: {error!r}"
         ) from None

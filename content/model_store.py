@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import obstore
-from obstore.exceptions import BaseError, NotModifiedError
+from obstore.exceptions import BaseError, GenericError, NotModifiedError
 from obstore.store import from_url
 
 CUSTOMER_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -161,6 +161,10 @@ class ModelStore:
                 found = await obstore.get_async(self._store, path, options=options)
             except FileNotFoundError as error:
                 if self._is_missing(error):
+                    raise
+                raise UnknownCustomerError(f"there is no model for {customer_id}") from None
+            except GenericError:  # as of a file where a customer's folder would be
+                if not (self._folder and (self._folder / customer_id).is_file()):
                     raise
                 raise UnknownCustomerError(f"there is no model for {customer_id}") from None
             return Artifact(bytes(await found.bytes_async()), found.meta["e_tag"])

@@ -6,15 +6,16 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
-import ray
 import yaml
 from ray import serve
-from ray.util.state import get_log, list_logs
 
 LAUNCH_TIMEOUT_S = 120
+Result = TypeVar("Result")
 
 
 def launch(
@@ -84,15 +85,25 @@ def wait_until_running(
         time.sleep(0.2)
 
 
-def log_lines(replica: str, text: str) -> list[str]:
-    """Return what replicas logged about a text, oldest first.
+def wait_until(look: Callable[[], Result], timeout_s: float = 20) -> Result:
+    """Look again and again, until what is seen is true or not empty, and return that.
 
-    `replica` is part of the log file's name: a replica's id, or its deployment's name. Ray's state
-    API reads the logs from whichever node has them.
+    Raises:
+        TimeoutError: if it takes too long.
     """
-    lines = []
-    for node in (node["NodeID"] for node in ray.nodes() if node["Alive"]):
-        for names in list_logs(node_id=node, glob_filter=f"serve/*{replica}*").values():
-            for name in names:
-                lines += "".join(get_log(node_id=node, filename=name, tail=-1)).splitlines()
-    return [line.partition(" -- ")[2] for line in lines if text in line]
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing has happened in {timeout_s:g} s")
+        time.sleep(0.1)
+    return seen
+
+
+def log_lines(session_dir: Path, replica: str, text: str) -> list[str]:
+    """Return what replicas on this machine logged about a text, oldest first.
+
+    `replica` is part of the log file's name: a replica's id, or its deployment's name.
+    """
+    logs = sorted((session_dir / "logs" / "serve").glob(f"*{replica}*.log"))
+    lines = [line for log in logs for line in log.read_text().splitlines() if text in line]
+    return [line.partition(" -- ")[2] for line in lines]

@@ -1,30 +1,73 @@
-"""Keep header bytes that Ray Serve's proxy cannot decode from becoming a 500.
+"""Keep Ray Serve's proxy from failing over a request's headers, and say when to try again.
 
-The proxy decodes some headers as UTF-8, and fails on other bytes before any deployment sees the
-request. It loads this guard if Ray is started with
+Before any deployment has a say, the proxy takes headers of any size; decodes some as UTF-8, and
+fails on other bytes; answers requests that find its queue full; and has no answer for those of a
+replica that dies. It loads this guard if Ray is started with
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=proxy_guard:middlewares
 """
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-DECODED_HEADERS = b"serve_multiplexed_model_id", b"x_request_id", b"x_session_id"
+DECODED_HEADERS = (
+    b"serve_multiplexed_model_id",
+    b"x_request_disconnect_disabled",
+    b"x_request_id",
+    b"x_request_timeout_seconds",
+    b"x_session_id",
+)
+MAX_HEADER_BYTES = 16 * 1024  # of all names and values
+RETRY_AFTER_S = 2
+UNAVAILABLE = "the service is overloaded, or has just lost a replica: try again"
 
 
-class RefuseUndecodableHeaders:
-    """ASGI middleware that answers 400 where the proxy would fail."""
+class RefuseBadHeaders:
+    """ASGI middleware that answers in the proxy's place: 400 where it would fail, 431 for size."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for name, value in scope.get("headers", ()):
+        headers = scope.get("headers", ())
+        if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+            problem = {"detail": f"the headers are over {MAX_HEADER_BYTES} bytes"}
+            return await JSONResponse(problem, 431)(scope, receive, send)
+        for name, value in headers:
             if name.lower().replace(b"-", b"_") in DECODED_HEADERS and not is_utf8(value):
-                problem = JSONResponse({"detail": f"the header {name.decode()} is not UTF-8"}, 400)
-                return await problem(scope, receive, send)
+                problem = {"detail": f"the header {name.decode()} is not UTF-8"}
+                return await JSONResponse(problem, 400)(scope, receive, send)
         return await self._app(scope, receive, send)
+
+
+class SayWhenToRetry:
+    """ASGI middleware that answers 503 where the proxy gives no answer, or one for people only.
+
+    Forecasting changes nothing, so a client may always ask again.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        answered = False
+
+        async def pass_on(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                plain = any(value.startswith(b"text/plain") for _, value in message["headers"])
+                answered = not (message["status"] == 503 and plain)
+            if answered:
+                await send(message)
+
+        await self._app(scope, receive, pass_on)
+        if not answered:
+            problem = {"detail": UNAVAILABLE}
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            await JSONResponse(problem, 503, headers)(scope, receive, send)
 
 
 def is_utf8(value: bytes) -> bool:
@@ -38,4 +81,4 @@ def is_utf8(value: bytes) -> bool:
 
 def middlewares() -> list[Middleware]:
     """Return what Ray Serve's proxy puts around itself."""
-    return [Middleware(RefuseUndecodableHeaders)]
+    return [Middleware(RefuseBadHeaders), Middleware(SayWhenToRetry)]

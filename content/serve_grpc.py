@@ -3,7 +3,8 @@
     serve run serve_grpc:app --name grpc --route-prefix /grpc
 
 Wants Serve started with the generated servicer (see the notebook), and the application of
-serve_forecast_multiplex.py under its default name.
+serve_forecast_multiplex.py under its default name. Ray takes messages of up to 2 GB, unless it is
+started with RAY_SERVE_GRPC_MAX_MESSAGE_SIZE=1048576, or another number of bytes.
 """
 
 import grpc
@@ -11,10 +12,13 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 
 import forecast_pb2
-from http_contract import HANDLE_ERRORS, describe
+from http_contract import NO_ANSWER, TRY_AGAIN
+from tenants import TENANT_HEADER
 
 GRPC_CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     502: grpc.StatusCode.DATA_LOSS,
@@ -32,16 +36,21 @@ class GrpcService:
     async def Forecast(
         self, request: forecast_pb2.ForecastRequest, grpc_context: RayServegRPCContext
     ) -> forecast_pb2.ForecastResponse:
-        """Forecast for the customer in the metadata key `multiplexed_model_id`."""
+        """Forecast for the customer in the metadata key `multiplexed_model_id`.
+
+        Passes the key TENANT_HEADER on, for the forecasters to check.
+        """
         customer_id = serve.get_multiplexed_model_id()
+        authorization = dict(grpc_context.invocation_metadata()).get(TENANT_HEADER)
         forecaster = self.forecasters.options(multiplexed_model_id=customer_id)
         try:
-            answer = await forecaster.forecast.remote(list(request.sequence_data))
-        except HANDLE_ERRORS as error:
-            problem = describe(error)
-            grpc_context.set_code(GRPC_CODES[problem["status"]])
-            grpc_context.set_details(problem["detail"])
-            raise
+            answer = await forecaster.answer.remote(list(request.sequence_data), authorization)
+        except NO_ANSWER:
+            answer = TRY_AGAIN
+        if "status" in answer:
+            grpc_context.set_code(GRPC_CODES[answer["status"]])
+            grpc_context.set_details(answer["detail"])
+            return forecast_pb2.ForecastResponse()  # to raise would put a stack trace into the log
         return forecast_pb2.ForecastResponse(**answer)
 
 

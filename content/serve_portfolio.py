@@ -2,10 +2,13 @@
 
     serve run serve_portfolio:app --name portfolio --route-prefix /portfolio
 
-Asks the application of serve_forecast_multiplex.py, which runs under its default name.
+Asks the application of serve_forecast_multiplex.py, which runs under its default name. If that one
+has a TENANT_KEY (see tenants.py), it checks every customer's token; given the same one, this
+application turns a request without a good token away before it fans out.
 """
 
 import asyncio
+import os
 from typing import Any
 
 from fastapi import Request
@@ -15,16 +18,18 @@ from ray import serve
 from forecasting import HORIZON
 from http_contract import (
     BODY_RESPONSES,
-    HANDLE_ERRORS,
+    NO_ANSWER,
+    TRY_AGAIN,
     ForecastResponse,
     HandleProblem,
     create_api,
-    describe,
     json_body,
     read_body,
 )
+from tenants import TENANT_HEADER, Tenants, is_on
 
 MAX_CUSTOMERS = 1000  # in a request
+FORECASTS_AT_ONCE = 100  # in all requests; MAX_QUEUED_REQUESTS of the forecasters is well above it
 
 api = create_api("Forecasts of a portfolio of customers")
 
@@ -54,29 +59,43 @@ PORTFOLIO_ROUTE = {
 }
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})  # it only waits
+ACTOR_OPTIONS = {
+    "num_cpus": 0,  # it only waits
+    "runtime_env": {"env_vars": {"TENANT_KEY": os.environ["TENANT_KEY"]} if is_on() else {}},
+}
+
+
+@serve.deployment(ray_actor_options=ACTOR_OPTIONS)
 @serve.ingress(api)
 class PortfolioService:
     """Fans out to the forecasters, each call with its own customer's model id."""
 
     def __init__(self):
+        self.tenants = Tenants.from_environment()
         self.forecasters = serve.get_app_handle("default")
+        self.at_once = asyncio.Semaphore(FORECASTS_AT_ONCE)
 
     @api.post(**PORTFOLIO_ROUTE)
     async def post_portfolio(self, request: Request) -> PortfolioResponse:
         """Forecast for every customer at once. One that fails has an error for its part."""
+        authorization = request.headers.get(TENANT_HEADER)
+        if self.tenants:
+            self.tenants.customers(authorization)  # or raise; the forecasters check each customer
         histories = (await read_body(request, PortfolioRequest)).histories
-        parts = await asyncio.gather(*map(self._part, histories, histories.values()))
+        parts = await asyncio.gather(
+            *(self._part(name, history, authorization) for name, history in histories.items())
+        )
         forecasts = [part["forecast"] for part in parts if "forecast" in part]
         total = [round(sum(day), 2) for day in zip(*forecasts, strict=True)] or [0.0] * HORIZON
         return PortfolioResponse(total=total, parts=dict(zip(histories, parts, strict=True)))
 
-    async def _part(self, customer_id: str, history: Any) -> dict:
+    async def _part(self, customer_id: str, history: Any, authorization: str | None) -> dict:
         forecaster = self.forecasters.options(multiplexed_model_id=customer_id)
         try:
-            return await forecaster.forecast.remote(history)
-        except HANDLE_ERRORS as error:
-            return describe(error)
+            async with self.at_once:
+                return await forecaster.answer.remote(history, authorization)
+        except NO_ANSWER:
+            return TRY_AGAIN
 
 
 app = PortfolioService.bind()

@@ -31,6 +31,9 @@ class ServiceMetrics:
             "From asking the store for a model to having it in memory.",
             boundaries=COLD_LOAD_BOUNDS_S,
         )
+        self._reloads = Counter(
+            "forecast_reloads", "Models in memory that were replaced by a newer one of the store."
+        )
 
     @contextmanager
     def count_request(self, hit: bool) -> Iterator[None]:
@@ -50,3 +53,10 @@ class ServiceMetrics:
             self._load_failures.inc(tags={"kind": type(error).__name__})
         else:
             self._cold_load_seconds.observe(elapsed_s)
+
+    def record_reload(self, error: BaseException | None) -> None:
+        """Record that a model in memory was replaced, or could not be compared or replaced."""
+        if error:
+            self._load_failures.inc(tags={"kind": type(error).__name__})
+        else:
+            self._reloads.inc()
