@@ -3,18 +3,16 @@
 INGRESS=fast puts the fast ingress in front of it, instead of the default one.
 """
 
-import asyncio
 import os
 import subprocess
 import sys
-import threading
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
-from aiohttp import web
+
+from faulty_store import FaultyStore
 
 CONTENT = Path(__file__).parents[2] / "content"
 sys.path.insert(0, str(CONTENT))
@@ -46,42 +44,8 @@ NAMED = (
 MODELS_PER_REPLICA = 4
 STORE_TIMEOUT_S = 2
 GRPC_PORT = 9000
+MAX_GRPC_BYTES = 1024 * 1024  # in a message; by default 2 GB
 METRICS_INTERVAL_S = 1  # between two reports of a Ray process; by default 10
-
-
-class FaultyStore:
-    """An HTTP object store on loopback whose answers a test decides."""
-
-    def __init__(self):
-        self.artifacts: dict[str, bytes] = {}  # by customer id
-        self.delay_s = 0.0
-        self.down = False
-        self.reads = Counter()  # GETs by customer id
-        self._ready = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
-        assert self._ready.wait(10), "the store did not start"
-
-    async def _serve(self) -> None:
-        app = web.Application()
-        app.router.add_get("/{customer_id}/model.safetensors", self._get)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        self._ready.set()
-        await asyncio.Event().wait()
-
-    async def _get(self, request: web.Request) -> web.Response:
-        customer_id = request.match_info["customer_id"]
-        self.reads[customer_id] += 1
-        await asyncio.sleep(self.delay_s)
-        if self.down:
-            return web.Response(status=500)
-        if customer_id not in self.artifacts:
-            return web.Response(status=404)
-        headers = {"ETag": '"1"', "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
-        return web.Response(body=self.artifacts[customer_id], headers=headers)
 
 
 @pytest.fixture(scope="session")
@@ -127,9 +91,11 @@ def live_store(fleet, grpc_code) -> FaultyStore:
         "MODEL_STORE": store.url,
         "MODELS_PER_REPLICA": str(MODELS_PER_REPLICA),
         "STORE_TIMEOUT_S": str(STORE_TIMEOUT_S),
+        "RELOAD_CHECK_S": "0",  # tests of that run a service of their own
     }
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "proxy_guard:middlewares"
     os.environ["RAY_metrics_report_interval_ms"] = f"{METRICS_INTERVAL_S * 1000}"  # noqa: SIM112
+    os.environ["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(MAX_GRPC_BYTES)
     ray.init(log_to_driver=False)
     # for the command line, and for Ray's state API if there is another Ray on this machine
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -159,7 +125,8 @@ def store(live_store, fleet) -> FaultyStore:
     """The live store, whole again before each test."""
     live_store.artifacts = dict(fleet)
     live_store.delay_s, live_store.down = 0.0, False
-    live_store.reads.clear()
+    for count in live_store.reads, live_store.checks, live_store.bodies:
+        count.clear()
     return live_store
 
 

@@ -127,3 +127,9 @@ def test_grpc_calls_a_broken_store_unavailable_and_a_broken_model_lost(ask_grpc,
     with pytest.raises(grpc.RpcError) as raised:
         ask_grpc([1] * 28, ("multiplexed_model_id", "customer_0058"))
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_largest_portfolio_finds_the_queue_of_the_forecasters_long_enough(store, histories):
+    history = histories["customer_123"]
+    portfolio = ask_portfolio({f"nobody_{number}": history for number in range(1000)}).json()
+    assert {part["status"] for part in portfolio["parts"].values()} == {404}

@@ -93,7 +93,7 @@ def test_cancelling_one_who_waits_leaves_the_read_to_the_others():
         with pytest.raises(asyncio.CancelledError):
             await impatient
         store.gate.set()
-        assert isinstance(await patient, Model)
+        assert isinstance((await patient).model, Model)
         assert store.reads == ["customer_1"]
 
     asyncio.run(scenario())
@@ -111,7 +111,7 @@ def test_an_error_reaches_all_who_wait_is_logged_once_and_forgotten(caplog):
         assert outcomes == [store.error] * 3
         assert store.reads == ["customer_1"]
         store.error = None
-        assert isinstance(await loader.load("customer_1"), Model)
+        assert isinstance((await loader.load("customer_1")).model, Model)
 
     asyncio.run(scenario())
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]

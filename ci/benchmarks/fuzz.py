@@ -1,0 +1,51 @@
+"""Send the service many more inputs than CI does that nobody would think of, and count them.
+
+    python ci/benchmarks/fuzz.py [--examples N]
+
+Runs ci/tests/test_fuzz_*.py, which also CI does, with N inputs for each of their tests, and writes
+content/data/fuzz.json. Exits 1 if one of them fails.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from xml.etree import ElementTree
+
+import ray
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "content" / "data" / "fuzz.json"
+EXAMPLES = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", type=int, default=EXAMPLES, help=f"default {EXAMPLES}")
+    examples = parser.parse_args().examples
+    tests = sorted((ROOT / "ci" / "tests").glob("test_fuzz_*.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
+        env = os.environ | {"FUZZ_EXAMPLES": str(examples)}
+        done = subprocess.run([*command, f"--junitxml={report}"], env=env)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    results = {
+        "date": date.today().isoformat(),
+        "ray": ray.__version__,
+        "python": platform.python_version(),
+        "inputs_per_test": examples,
+        "seconds_by_test": {case.get("name"): float(case.get("time")) for case in cases},
+        "failed": [case.get("name") for case in cases if len(case)],
+    }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()

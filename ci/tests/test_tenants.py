@@ -1,0 +1,348 @@
+"""Tokens: which are good, for whom, and what the service says to the others."""
+
+import hmac
+import json
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+import jwt
+import pytest
+from conftest import CONTENT
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tenants
+from model_store import CUSTOMER_ID
+from tenants import (
+    AUDIENCE,
+    LEEWAY_S,
+    MAX_HEADER_CHARS,
+    TENANT_HEADER,
+    Customers,
+    ForbiddenCustomerError,
+    InvalidTokenError,
+    Key,
+    KeyFileError,
+    MissingTokenError,
+    Tenants,
+    issue,
+    read_key,
+)
+
+SECRET = b"a secret of sixty-four bytes, long enough for SHA-512 as well, just so."
+PRIVATE = rsa.generate_private_key(65537, 2048)
+PEM = serialization.Encoding.PEM
+PUBLIC_PEM = PRIVATE.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+HS256 = Key("HS256", SECRET)
+RS256 = Key("RS256", PRIVATE)
+TENANTS = {"HS256": Tenants(HS256), "RS256": Tenants(Key("RS256", PRIVATE.public_key()))}
+ISSUERS = {"HS256": HS256, "RS256": RS256}
+
+
+def private_pem(key, password: bytes | None = None) -> bytes:
+    lock = serialization.NoEncryption()
+    if password:
+        lock = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, lock)
+
+
+def sign(claims: dict, key: Key = HS256, **options) -> str:
+    """Return a header's value with a token of any claims."""
+    good = {"customers": ["acme_*"], "aud": AUDIENCE, "exp": int(time.time()) + 3600}
+    wanted = {name: value for name, value in (good | claims).items() if value is not None}
+    return "Bearer " + jwt.encode(wanted, key.material, options.pop("algorithm", key.algorithm))
+
+
+def sign_by_hand(header: dict, secret: bytes) -> str:
+    """Return what a library refuses to make: a token with any header, signed with any bytes."""
+    claims = {"customers": ["*"], "aud": AUDIENCE, "exp": int(time.time()) + 3600}
+    parts = [urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
+    signature = hmac.digest(secret, b".".join(parts), "sha256") if secret else b""
+    return "Bearer " + b".".join([*parts, urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+
+
+WRONG_TOKENS = {
+    "signed with another secret": sign({}, Key("HS256", SECRET[::-1])),
+    "signed for another algorithm": sign({}, algorithm="HS512"),
+    "signed with RS256": sign({}, RS256),
+    "unsigned": sign({}).rpartition(".")[0] + ".",
+    "without a signature": sign({}).rpartition(".")[0],
+    "alg none": sign_by_hand({"alg": "none", "typ": "JWT"}, b""),
+    "alg None": sign_by_hand({"alg": "None", "typ": "JWT"}, b""),
+    "alg missing": sign_by_hand({"typ": "JWT"}, SECRET),
+    "alg a list": sign_by_hand({"alg": ["HS256"]}, SECRET),
+    "expired": sign({"exp": int(time.time()) - LEEWAY_S - 5}),
+    "not yet good": sign({"nbf": int(time.time()) + 3600}),
+    "without an end": sign({"exp": None}),
+    "whose end is no number": sign({"exp": "tomorrow"}),
+    "whose end is infinite": sign({"exp": float("inf")}),
+    "for nobody in particular": sign({"customers": None}),
+    "whose customers are a text": sign({"customers": "acme_*"}),
+    "whose customers are a table": sign({"customers": {"acme_*": 1}}),
+    "with a pattern that is none": sign({"customers": ["acme_*", "a*b"]}),
+    "with a customer that is a number": sign({"customers": [1]}),
+    "for no service": sign({"aud": None}),
+    "for another service": sign({"aud": "payroll"}),
+    "another scheme": sign({}).replace("Bearer", "Basic"),
+    "bare": sign({}).removeprefix("Bearer "),
+    "a scheme alone": "Bearer ",
+    "no token at all": "Bearer customer_123",
+    "latin letters": sign({}) + "\xe9",
+    "half a character": sign({}) + "\udce9",
+    "too long": sign({"customers": [f"customer_{number}" for number in range(1000)]}),
+}
+
+
+@pytest.mark.parametrize("algorithm", ISSUERS)
+def test_a_token_is_for_the_customers_that_it_names(algorithm):
+    token = issue(ISSUERS[algorithm], ["acme_*", "customer_123"], days=1)
+    asked = "acme_", "acme_1", "customer_123", "acme", "customer_1234", "customer_"
+    for scheme in "Bearer", "bearer":
+        allowed = TENANTS[algorithm].customers(f"{scheme} {token}")
+        assert [name for name in asked if name in allowed] == ["acme_", "acme_1", "customer_123"]
+
+
+@pytest.mark.parametrize("wrong", WRONG_TOKENS)
+def test_a_wrong_token_is_refused_and_not_repeated(wrong):
+    with pytest.raises(InvalidTokenError) as raised:
+        TENANTS["HS256"].customers(WRONG_TOKENS[wrong])
+    assert "eyJ" not in str(raised.value)
+
+
+def test_the_public_key_is_no_secret_to_sign_with():
+    for secret in PUBLIC_PEM, PUBLIC_PEM.strip():
+        with pytest.raises(InvalidTokenError):
+            TENANTS["RS256"].customers(sign_by_hand({"alg": "HS256"}, secret))
+
+
+@pytest.mark.parametrize("missing", [None, ""])
+def test_a_missing_token_is_told_from_a_wrong_one(missing):
+    with pytest.raises(MissingTokenError, match=TENANT_HEADER):
+        TENANTS["HS256"].customers(missing)
+
+
+def test_what_a_signed_token_lacks_is_named():
+    for claim in "exp", "aud", "customers":
+        with pytest.raises(InvalidTokenError, match=claim):
+            TENANTS["HS256"].customers(sign({claim: None}))
+    with pytest.raises(InvalidTokenError, match="expired"):
+        TENANTS["HS256"].customers(WRONG_TOKENS["expired"])
+
+
+def test_clocks_may_differ_by_the_leeway():
+    now = int(time.time())
+    late = sign({"exp": now - LEEWAY_S + 10, "nbf": now + LEEWAY_S - 10})
+    assert "acme_1" in TENANTS["HS256"].customers(late)
+
+
+def test_a_token_that_was_good_expires_all_the_same(monkeypatch):
+    token = sign({"exp": int(time.time()) + 60})
+    assert "acme_1" in TENANTS["HS256"].customers(token)
+    later = time.time() + 60 + LEEWAY_S
+    monkeypatch.setattr(tenants.time, "time", lambda: later)
+    with pytest.raises(InvalidTokenError, match="expired"):
+        TENANTS["HS256"].customers(token)
+
+
+def test_a_signature_is_checked_once_and_only_so_many_are_remembered(monkeypatch):
+    monkeypatch.setattr(tenants, "CACHED_TOKENS", 2)
+    checked = []
+    decode = jwt.decode
+    monkeypatch.setattr(jwt, "decode", lambda *a, **kw: checked.append(1) or decode(*a, **kw))
+    fresh = Tenants(HS256)
+    tokens = [sign({"customers": [f"acme_{number}"]}) for number in range(3)]
+    for token in [tokens[0]] * 5:
+        fresh.customers(token)
+    assert len(checked) == 1
+    for token in (*tokens, tokens[0]):
+        fresh.customers(token)
+    assert len(checked) == 4
+
+
+@pytest.mark.parametrize("customer_id", ["beta_1", "customer_000", "acme", "../etc", "\n"])
+def test_another_customer_is_forbidden_in_words_that_do_not_depend_on_it(customer_id):
+    said = set()
+    for asked in (customer_id, "somebody"):
+        with pytest.raises(ForbiddenCustomerError) as raised:
+            TENANTS["HS256"].require(sign({}), asked)
+        said.add(str(raised.value))
+    assert len(said) == 1
+
+
+def test_a_request_for_nobody_passes_with_a_good_token_only():
+    TENANTS["HS256"].require(sign({}), "")
+    with pytest.raises(InvalidTokenError):
+        TENANTS["HS256"].require(WRONG_TOKENS["expired"], "")
+
+
+ids = st.from_regex(CUSTOMER_ID, fullmatch=True)
+few_ids = st.text("ab_", min_size=1, max_size=4)  # so that they often begin alike
+
+
+@given(st.lists(few_ids), st.lists(few_ids | st.just("")), few_ids | ids)
+def test_an_id_is_allowed_if_it_is_named_or_begins_as_a_pattern_does(named, prefixes, asked):
+    allowed = Customers([*named, *(f"{prefix}*" for prefix in prefixes)])
+    assert (asked in allowed) == (
+        asked in named or any(asked[: len(prefix)] == prefix for prefix in prefixes)
+    )
+
+
+@given(st.text())
+def test_a_pattern_is_an_id_or_the_beginning_of_one_and_a_star(text):
+    beginning = text.removesuffix("*")
+    good = bool(text) and (not beginning or bool(CUSTOMER_ID.fullmatch(beginning)))
+    try:
+        Customers([text])
+    except ValueError:
+        assert not good
+    else:
+        assert good
+
+
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+json_values = st.recursive(
+    values, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+)
+headers = st.text() | st.text().map(lambda text: f"Bearer {text}")
+
+
+@given(headers | st.binary().map(lambda data: f"Bearer {data.decode('latin-1')}"))
+def test_no_header_does_anything_but_be_refused(header):
+    with pytest.raises((InvalidTokenError, MissingTokenError)):
+        TENANTS["HS256"].customers(header)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(
+            ("exp", "aud", "customers", "iat", "nbf", "sub", "jti"), json_values
+        ),
+    )
+)
+def test_no_signed_claims_do_anything_but_be_good_or_refused(claims):
+    token = jwt.encode(claims, SECRET, "HS256")
+    try:
+        TENANTS["HS256"].customers(f"Bearer {token}")
+    except InvalidTokenError:
+        pass
+    else:
+        raise AssertionError("arbitrary claims made a good token")
+
+
+@given(st.data())
+def test_a_token_with_one_character_changed_is_refused(data):
+    token = sign({})
+    position = data.draw(st.integers(len("Bearer "), len(token) - 1))
+    letter = data.draw(st.characters(codec="ascii").filter(lambda c: c != token[position]))
+    with pytest.raises(InvalidTokenError):
+        TENANTS["HS256"].customers(token[:position] + letter + token[position + 1 :])
+
+
+KEY_FILES = {
+    "empty": (b"", "secret"),
+    "short": (b"x" * 31, "too short"),
+    "short but for white space": (b"x" * 31 + b"\n" * 9, "too short"),
+    "a small RSA key": (private_pem(rsa.generate_private_key(65537, 1024)), "too short"),
+    "another kind of key": (private_pem(ec.generate_private_key(ec.SECP256R1())), "RSA"),
+    "encrypted": (private_pem(PRIVATE, b"password"), "RSA"),
+    "damaged": (PUBLIC_PEM[:100], "RSA"),
+    "a JSON web key": (json.dumps({"kty": "oct", "k": "x" * 40}).encode(), "secret"),
+}
+
+
+@pytest.mark.parametrize("kind", KEY_FILES)
+def test_a_key_file_that_will_not_do_is_named_and_not_repeated(tmp_path, kind):
+    data, wanted = KEY_FILES[kind]
+    file = tmp_path / "key"
+    file.write_bytes(data)
+    with pytest.raises(KeyFileError) as raised:
+        read_key(file)
+    assert str(file) in str(raised.value) and wanted in str(raised.value)
+    assert "xxx" not in str(raised.value)
+
+
+def test_the_file_decides_on_the_algorithm(tmp_path):
+    file = tmp_path / "key"
+    for data, algorithm in (
+        (SECRET + b"\n", "HS256"),
+        (b"\n" + PUBLIC_PEM, "RS256"),
+        (private_pem(PRIVATE), "RS256"),
+    ):
+        file.write_bytes(data)
+        assert read_key(file).algorithm == algorithm
+    file.write_bytes(SECRET + b"\n")
+    assert read_key(file) == HS256
+
+
+def test_it_is_off_unless_there_is_a_key_and_never_by_mistake(monkeypatch, tmp_path):
+    monkeypatch.delenv("TENANT_KEY", raising=False)
+    assert Tenants.from_environment() is None
+    for mistake in "", "no/such/file", str(tmp_path):
+        monkeypatch.setenv("TENANT_KEY", mistake)
+        with pytest.raises(KeyFileError, match="cannot read"):
+            Tenants.from_environment()
+    (tmp_path / "key").write_bytes(SECRET)
+    monkeypatch.setenv("TENANT_KEY", str(tmp_path / "key"))
+    assert "acme_1" in Tenants.from_environment().customers(sign({}))
+
+
+def test_the_service_takes_no_private_key():
+    with pytest.raises(KeyFileError, match="public half"):
+        Tenants(RS256)
+
+
+def run_issue(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, CONTENT / "tenants.py", "issue", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("algorithm", ISSUERS)
+def test_the_command_issues_a_good_token(tmp_path, algorithm):
+    file = tmp_path / "key"
+    file.write_bytes(SECRET if algorithm == "HS256" else private_pem(PRIVATE))
+    token = run_issue("acme_*", "customer_123", "--days", 2, "--key", file).stdout.strip()
+    allowed = TENANTS[algorithm].customers(f"Bearer {token}")
+    assert "acme_1" in allowed and "customer_123" in allowed and "beta_1" not in allowed
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == 2 * 24 * 60 * 60
+
+
+def test_the_command_takes_the_services_own_secret_by_default(tmp_path):
+    (tmp_path / "key").write_bytes(SECRET)
+    done = run_issue("acme_*", TENANT_KEY=str(tmp_path / "key"))
+    assert "acme_1" in TENANTS["HS256"].customers(f"Bearer {done.stdout.strip()}")
+
+
+def test_what_the_command_cannot_do_it_says_in_a_line(tmp_path):
+    secret, public = tmp_path / "secret", tmp_path / "public.pem"
+    secret.write_bytes(SECRET)
+    public.write_bytes(PUBLIC_PEM)
+    for arguments, wanted in (
+        (["acme_*"], "--key"),
+        (["acme_*", "--key", tmp_path / "none"], "cannot read"),
+        (["acme_*", "--key", public], "private key"),
+        (["a*b", "--key", secret], "a*b"),
+        (["", "--key", secret], "no customer id"),
+        (["acme_*", "--days", "0", "--key", secret], "more than 0 and up to 366 days"),
+        (["acme_*", "--days", "nan", "--key", secret], "up to 366 days"),
+        (["acme_*", "--days", "inf", "--key", secret], "up to 366 days"),
+        ([*map("customer_{}".format, range(1000)), "--key", secret], "too many customers"),
+        (["--key", secret], "customers"),
+    ):
+        done = run_issue(*arguments)
+        assert done.returncode == 2 and not done.stdout, arguments
+        assert wanted in done.stderr.splitlines()[-1], done.stderr
+        assert "Traceback" not in done.stderr and SECRET.decode() not in done.stderr
+
+
+def test_a_token_of_the_longest_header_is_read():
+    many = [f"customer_{number:04}" for number in range(300)]
+    token = issue(HS256, many, days=1)
+    assert 4000 < len(token) < MAX_HEADER_CHARS
+    assert "customer_0299" in TENANTS["HS256"].customers(f"Bearer {token}")
