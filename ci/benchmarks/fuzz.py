@@ -21,7 +21,7 @@ import ray
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "content" / "data" / "fuzz.json"
-EXAMPLES = 1000
+EXAMPLES = 200
 
 
 def main() -> None:
