@@ -30,7 +30,7 @@ from drill_rig import CONTENT, REPLICAS, SERVICE, Rig
 from traffic import forecast_request, zipf_trace
 
 RESULTS = CONTENT / "data" / "soak.json"
-REQUESTS, SHORT_REQUESTS = 100_000, 3_000
+REQUESTS, SHORT_REQUESTS = 100_000, 6_000
 WARM_UP = 0.1  # of the requests: imports, pools and caches fill
 POINTS = 90
 LEAK_BYTES = 100  # per request: a small object, kept. A replica keeps that of every REPLICAS-th.
