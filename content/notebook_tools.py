@@ -85,16 +85,18 @@ def wait_until_running(
         time.sleep(0.2)
 
 
-def wait_until(look: Callable[[], Result], timeout_s: float = 20) -> Result:
+def wait_until(
+    look: Callable[[], Result], what: str = "what was waited for", timeout_s: float = 20
+) -> Result:
     """Look again and again, until what is seen is true or not empty, and return that.
 
     Raises:
-        TimeoutError: if it takes too long.
+        TimeoutError: if it takes too long. It says `what` has not happened.
     """
     deadline = time.monotonic() + timeout_s
     while not (seen := look()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing has happened in {timeout_s:g} s")
+            raise TimeoutError(f"after {timeout_s:g} s, still not: {what}")
         time.sleep(0.1)
     return seen
 

@@ -3,8 +3,7 @@
 import asyncio
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -129,12 +128,3 @@ class Rig:
     def stop(self) -> None:
         serve.shutdown()
         ray.shutdown()
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Return when a condition holds. Raises TimeoutError if it does not in DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {DEADLINE_S} s, still not: {what}")
-        time.sleep(0.1)

@@ -28,6 +28,7 @@ import ray
 from drill_rig import (
     APP,
     CONTENT,
+    DEADLINE_S,
     ONGOING,
     REPLICAS,
     SERVICE,
@@ -35,10 +36,9 @@ from drill_rig import (
     STORE_DELAY_S,
     TIGHT,
     Rig,
-    wait_for,
 )
 from forecasting import LAGS
-from notebook_tools import launch, wait_until_running
+from notebook_tools import launch, wait_until, wait_until_running
 from steady_load import Answer
 from traffic import send
 
@@ -66,7 +66,11 @@ def kill_replicas(rig: Rig, times: int) -> Outcome:
             time.sleep(1)
             before = rig.replicas()
             os.kill(min(before), signal.SIGKILL)
-            wait_for(lambda before=before: len(rig.replicas() - before) == 1, "a new replica")
+            wait_until(
+                lambda before=before: len(rig.replicas() - before) == 1,
+                "a new replica",
+                DEADLINE_S,
+            )
             wait_until_running(replicas=REPLICAS)
         time.sleep(1)
     return Outcome(load.answers)
@@ -123,7 +127,8 @@ def put_and_await_checks(rig: Rig, pinned: str, artifacts: dict[str, bytes]) -> 
     rig.store.bodies.clear()
     rig.store.artifacts |= artifacts
     time.sleep(2 * SETTINGS["RELOAD_CHECK_S"])  # by then each has looked
-    wait_for(lambda: rig.store.bodies[pinned] >= REPLICAS, "a look at a new artifact")
+    looked = "a look at a new artifact"
+    wait_until(lambda: rig.store.bodies[pinned] >= REPLICAS, looked, DEADLINE_S)
 
 
 def leave_in_mid_load(rig: Rig, times: int) -> Outcome:
@@ -142,7 +147,8 @@ def leave_in_mid_load(rig: Rig, times: int) -> Outcome:
             repeated = {name: rig.store.reads[name] for name in names if rig.store.reads[name] != 1}
             assert not repeated, f"a load was started over: {repeated}"
     assert left == ONGOING * times, "a client did not leave"
-    wait_for(lambda: rig.at_work() == 0, "an end of the requests whose clients have left")
+    ended = "an end of the requests whose clients have left"
+    wait_until(lambda: rig.at_work() == 0, ended, DEADLINE_S)
     return Outcome(load.answers, {"clients that left": left})
 
 

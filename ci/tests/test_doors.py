@@ -1,12 +1,18 @@
 """The other doors, portfolio and gRPC: the same answers and errors as over HTTP."""
 
+import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 import pytest
 import requests
 from conftest import GRPC_PORT, NAMED, SERVICE
+from ray.util.state import list_actors
+
+from notebook_tools import wait_until, wait_until_running
 
 
 def ask_portfolio(histories: dict) -> requests.Response:
@@ -133,3 +139,28 @@ def test_the_largest_portfolio_finds_the_queue_of_the_forecasters_long_enough(st
     history = histories["customer_123"]
     portfolio = ask_portfolio({f"nobody_{number}": history for number in range(1000)}).json()
     assert {part["status"] for part in portfolio["parts"].values()} == {404}
+
+
+def test_who_was_waiting_for_a_replica_that_dies_is_told_to_try_again_and_then_served(
+    ask_grpc, store, histories
+):
+    history, by_portfolio, by_grpc = histories["customer_123"], "customer_0059", "customer_0060"
+    metadata = "multiplexed_model_id", by_grpc
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    (pid,) = (actor.pid for actor in actors if actor.class_name.startswith("ServeReplica:default:"))
+    store.delay_s = 0.5
+    with ThreadPoolExecutor() as pool:
+        portfolio = pool.submit(ask_portfolio, {by_portfolio: history})
+        call = pool.submit(ask_grpc, history, metadata)
+        wait_until(lambda: {by_portfolio, by_grpc} <= store.reads.keys(), "both wait for the store")
+        os.kill(pid, signal.SIGKILL)
+        part = portfolio.result().json()["parts"][by_portfolio]
+        with pytest.raises(grpc.RpcError) as raised:
+            call.result()
+    assert part["status"] == 503 and "try again" in part["detail"]
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert "try again" in raised.value.details()
+    store.delay_s = 0
+    wait_until_running()
+    assert "forecast" in ask_portfolio({by_portfolio: history}).json()["parts"][by_portfolio]
+    assert len(ask_grpc(history, metadata).forecast) == 7

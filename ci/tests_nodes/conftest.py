@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from drill import Answer, Customer, Drill, ask_all, report  # noqa: E402
 from http_contract import ForecastRequest, respond  # noqa: E402
 from model_artifact import from_bytes  # noqa: E402
 from model_store import ModelStore  # noqa: E402
-from notebook_tools import wait_until_running  # noqa: E402
+from notebook_tools import wait_until, wait_until_running  # noqa: E402
 from traffic import load_customers, send, zipf_trace  # noqa: E402
 
 WORKERS = 3
@@ -59,15 +59,6 @@ LOAD_RATE = 15  # requests per second
 CLIENTS = 16  # at a time
 ANSWERS_PER_PHASE = 150
 TABLE = pytest.StashKey[list[str]]()
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Return when a condition holds. Raises TimeoutError if it does not in DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {DEADLINE_S} s, still not: {what}")
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +104,7 @@ def trained(cluster) -> Counter:
         nodes[:] = [task.node_id for task in tasks if task.state == "FINISHED"]
         return len(nodes) * train_models.BATCH_SIZE >= len(load_customers()[0])
 
-    wait_for(all_are_listed, "every training task is listed")
+    wait_until(all_are_listed, "every training task is listed", DEADLINE_S)
     return Counter(nodes)
 
 
@@ -183,7 +174,8 @@ def drill(cluster, url, customers, request) -> Drill:
 
     def wait_for_answers() -> None:
         enough = len(answers) + ANSWERS_PER_PHASE
-        wait_for(lambda: len(answers) >= enough, f"{ANSWERS_PER_PHASE} more requests are answered")
+        more = f"{ANSWERS_PER_PHASE} more requests are answered"
+        wait_until(lambda: len(answers) >= enough, more, DEADLINE_S)
 
     with ThreadPoolExecutor() as pool:
         trace = until_stopped(skew=1, seed=0)
@@ -198,7 +190,8 @@ def drill(cluster, url, customers, request) -> Drill:
             processes = psutil.Process(lost.all_processes["raylet"][0].process.pid).children(True)
             cluster.remove_node(lost, allow_graceful=False)
             start = time.monotonic()
-            wait_for(lambda: replica_states() != {"RUNNING": WORKERS}, "the loss is noticed")
+            noticed = "the loss is noticed"
+            wait_until(lambda: replica_states() != {"RUNNING": WORKERS}, noticed, DEADLINE_S)
             noticed_s = time.monotonic() - start
             wait_for_answers()
             placed["without it"] = place()
