@@ -54,11 +54,6 @@ for port in 8000, 9000:
             raise SystemExit(f"port {port} is taken, stop what listens there: {error}")
 PYTHON
 
-# Meanwhile, what the comparison needs. It has time: the notebooks have the cores first.
-chrt --idle 0 python ci/benchmarks/compare_servers.py --install &
-installing=$!
-trap 'kill "$installing" 2>/dev/null || true; rm -rf "$scratch"' EXIT
-
 step "Check the style of code and notebook"
 ruff check .
 ruff format --check .
@@ -93,7 +88,6 @@ step "Run those of the contract and of faults again, through the fast ingress"
 INGRESS=fast pytest -q -p no:cacheprovider ci/tests/test_{contract,faults,fast_ingress,pinning}.py
 
 step "Run the benchmarks in short"
-wait "$installing"
 python ci/benchmarks/cold_burst.py --short
 python ci/benchmarks/remapping.py --short
 python ci/benchmarks/compare_servers.py --short --only "ours, fast ingress" "Ray per customer" \

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import requests
@@ -27,28 +27,35 @@ def read_metrics(session_dir: str | Path) -> Iterator[Sample]:
                 yield from family.samples
 
 
-def total(session_dir: str | Path, name: str, replica: Container[str] | None = None) -> float:
-    """Return the sum of a metric over the cluster, or over some replicas."""
-    return sum(
-        sample.value
-        for sample in read_metrics(session_dir)
-        if sample.name == name and (replica is None or sample.labels["replica"] in replica)
-    )
+def totals(
+    session_dir: str | Path, names: Iterable[str], replica: Container[str] | None = None
+) -> dict[str, float]:
+    """Return the sum of each metric over the cluster, or over some replicas, by name."""
+    sums = dict.fromkeys(names, 0.0)
+    for sample in read_metrics(session_dir):
+        if sample.name in sums and (replica is None or sample.labels["replica"] in replica):
+            sums[sample.name] += sample.value
+    return sums
 
 
 def wait_for(
     session_dir: str | Path,
-    name: str,
-    at_least: float,
+    at_least: Mapping[str, float],
     replica: Container[str] | None = None,
     timeout_s: float = 30,
-) -> None:
-    """Return when total() has come to `at_least`: Ray reports with a delay.
+) -> dict[str, float]:
+    """Return totals() when each metric has come to what `at_least` has for its name.
 
-    Raises TimeoutError if it does not.
+    Ray reports with a delay, and takes a report in one metric after another: one that has come to
+    its value says nothing of the others yet.
+
+    Raises TimeoutError if it takes too long.
     """
     deadline = time.monotonic() + timeout_s
-    while (reported := total(session_dir, name, replica)) < at_least:
+    while True:
+        reported = totals(session_dir, at_least, replica)
+        if all(reported[name] >= least for name, least in at_least.items()):
+            return reported
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{name} is {reported:g} after {timeout_s:g} s, not {at_least:g}")
+            raise TimeoutError(f"after {timeout_s:g} s: {reported}, not {dict(at_least)}")
         time.sleep(0.2)

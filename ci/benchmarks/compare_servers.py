@@ -1,6 +1,6 @@
 """Compare this service with what a user would take instead, on the same models and traffic.
 
-    python ci/benchmarks/compare_servers.py [--short | --install] [--only NAME ...]
+    python ci/benchmarks/compare_servers.py [--short] [--only NAME ...]
 
 One server at a time, on loopback, with one process or worker; the peers in virtual environments of
 their own (.venv-peers). Every server has to give the same forecasts, number for number. The full
@@ -125,7 +125,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="few requests, for CI")
-    parser.add_argument("--install", action="store_true", help="no more than the environments")
     parser.add_argument("--only", nargs="+", choices=SERVERS, metavar="NAME", default=[*SERVERS])
     options = parser.parse_args()
     if not shutil.which("wrk"):
@@ -136,8 +135,6 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for server in peers.values():
             pool.submit(install, server)  # a failure is reported below, where it fails again
-    if options.install:
-        return
     results, skipped, faults = {}, {}, []
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         fleet = build_fleet(folder, preset.customers)

@@ -13,7 +13,7 @@ import ray
 from conftest import CONTENT, NAMED, SERVICE, STORE_TIMEOUT_S
 from ray import serve
 
-from cluster_metrics import total, wait_for
+from cluster_metrics import totals, wait_for
 from forecasting import Scores
 from http_contract import ForecastRequest, respond
 from model_artifact import from_bytes, to_bytes
@@ -138,7 +138,7 @@ def test_a_corrupt_upload_is_refused_reported_and_read_once_and_the_old_model_go
     steady, store, fleet, retrained, histories, session_dir
 ):
     failures = "ray_forecast_load_failures_total"
-    before, name = total(session_dir, failures), NAMED[1]
+    before, name = totals(session_dir, [failures])[failures], NAMED[1]
     store.bodies.clear()
     with steady() as load:
         store.artifacts[name] = fleet[name][:-1] + b"?"
@@ -149,8 +149,8 @@ def test_a_corrupt_upload_is_refused_reported_and_read_once_and_the_old_model_go
     lines = log_lines(session_dir, REPLICA_LOG, f"Could not load {name} anew")
     assert len(lines) == store.bodies[name] >= len(replicas)
     assert all("does not match its checksum" in line for line in lines)
-    wait_for(session_dir, failures, before + len(lines))
-    assert total(session_dir, failures) == before + len(lines)
+    expected = {failures: before + len(lines)}
+    assert wait_for(session_dir, expected) == expected
     with steady() as load:
         store.artifacts[name] = retrained[name]
         time.sleep(STATED_S)
