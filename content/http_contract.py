@@ -23,7 +23,7 @@ from model_store import (
     StoreUnavailableError,
     UnknownCustomerError,
 )
-from proxy_guard import RETRY_AFTER_S, UNAVAILABLE
+from proxy_guard import MAX_BODY_BYTES, RETRY_AFTER_S, UNAVAILABLE
 from tenants import (
     TENANT_HEADER,
     ForbiddenCustomerError,
@@ -53,7 +53,6 @@ MAX_HISTORY = 10_000  # values in a request: 27 years of days
 MAX_VALUE = (
     1e12  # beyond it a value is a mistake, and sums of them would come near what a float can hold
 )
-MAX_BODY_BYTES = 1024 * 1024  # four times what MAX_HISTORY values take at their longest
 MAX_FAULTS = 10  # reported of one request
 BODY_TIMEOUT_S = 10  # for the whole of a body
 CHALLENGE = 'Bearer realm="forecasts"'  # as RFC 6750 has it
@@ -146,7 +145,7 @@ async def read_body(request: Request, model: type[Body]) -> Body:
         async with asyncio.timeout(BODY_TIMEOUT_S):  # who sends nothing would hold a place
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:  # the rest would wait in memory, so leave it unread
+                if len(body) > MAX_BODY_BYTES:
                     raise HTTPException(413, f"a body is at most {MAX_BODY_BYTES} bytes")
     except TimeoutError:
         late = f"the body did not arrive in {BODY_TIMEOUT_S} s"

@@ -1,11 +1,14 @@
-"""Keep Ray Serve's proxy from failing over a request's headers, and say when to try again.
+"""Keep Ray Serve's proxy from failing over a request's headers or size, and say when to try again.
 
 Before any deployment has a say, the proxy takes headers of any size; decodes some as UTF-8, and
-fails on other bytes; answers requests that find its queue full; and has no answer for those of a
-replica that dies. It loads this guard if Ray is started with
+fails on other bytes; takes in a body as fast as it comes, and keeps what no replica has read yet;
+answers requests that find its queue full; and has no answer for those of a replica that dies. It
+loads this guard if Ray is started with
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=proxy_guard:middlewares
 """
+
+import asyncio
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -19,6 +22,7 @@ DECODED_HEADERS = (
     b"x_session_id",
 )
 MAX_HEADER_BYTES = 16 * 1024  # of all names and values
+MAX_BODY_BYTES = 1024 * 1024  # four times what the longest history takes
 RETRY_AFTER_S = 2
 UNAVAILABLE = "the service is overloaded, or has just lost a replica: try again"
 
@@ -39,6 +43,26 @@ class RefuseBadHeaders:
                 problem = {"detail": f"the header {name.decode()} is not UTF-8"}
                 return await JSONResponse(problem, 400)(scope, receive, send)
         return await self._app(scope, receive, send)
+
+
+class HoldBackLargeBodies:
+    """ASGI middleware that reads no further than it takes a replica to refuse a body with 413."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read_bytes = 0
+
+        async def read() -> Message:
+            nonlocal read_bytes
+            if read_bytes > MAX_BODY_BYTES:
+                await asyncio.Future()  # until the answer is there, and the proxy cancels this
+            message = await receive()
+            read_bytes += len(message.get("body", b""))
+            return message
+
+        await self._app(scope, read, send)
 
 
 class SayWhenToRetry:
@@ -81,4 +105,4 @@ def is_utf8(value: bytes) -> bool:
 
 def middlewares() -> list[Middleware]:
     """Return what Ray Serve's proxy puts around itself."""
-    return [Middleware(RefuseBadHeaders), Middleware(SayWhenToRetry)]
+    return [Middleware(guard) for guard in (RefuseBadHeaders, HoldBackLargeBodies, SayWhenToRetry)]

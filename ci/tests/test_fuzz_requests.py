@@ -19,7 +19,6 @@ from test_model_artifact import ARTIFACT
 from forecasting import HORIZON, SEASON
 from fuzzing import fuzz, json_values
 from http_contract import (
-    MAX_BODY_BYTES,
     MAX_FAULTS,
     MAX_HISTORY,
     MAX_VALUE,
@@ -31,6 +30,7 @@ from http_contract import (
 )
 from model_artifact import from_bytes
 from model_store import CUSTOMER_ID, InvalidCustomerIdError, ModelStore, UnknownCustomerError
+from proxy_guard import MAX_BODY_BYTES
 
 MODEL = from_bytes(ARTIFACT, "customer_123")
 HOSTILE = ["..", ".", "/", "\\", "%2e", "%2f", "\0", "\n", "\r", "~", ":", "file://", "*", " "]
