@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from forecasting import HORIZON, LAGS, ForecastModel, Scores
-from model_artifact import CorruptModelError, from_bytes, to_bytes
+from model_artifact import CorruptModelError, _checksum, _split, from_bytes, to_bytes
 
 SCORES = Scores(0.8, 1.0, 0.2, 0.8)
 
@@ -99,6 +99,16 @@ def test_another_customers_model_is_refused():
 def test_other_shapes_and_types_are_refused_although_the_checksum_is_right(changes):
     with pytest.raises(CorruptModelError, match="tensors"):
         from_bytes(to_bytes(make_model(**changes), SCORES), "customer_123")
+
+
+@pytest.mark.parametrize("extra", [np.zeros(1, np.float32), np.zeros(1, np.uint8)])
+def test_a_tensor_too_many_is_refused_although_the_checksum_is_right(extra):
+    about = _split(ARTIFACT)[0]["__metadata__"]
+    tensors = load(ARTIFACT) | {"extra": extra}
+    del about["sha256"]
+    about["sha256"] = _checksum(about, tensors)
+    with pytest.raises(CorruptModelError, match="tensors"):
+        from_bytes(save(tensors, about), "customer_123")
 
 
 def test_another_format_version_is_refused(monkeypatch):
