@@ -12,7 +12,7 @@ import obstore
 import pytest
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_model_artifact import ARTIFACT
 
@@ -134,6 +134,9 @@ def require_named_faults(error: RequestValidationError) -> None:
 
 @fuzz
 @given(nearly_bodies | json_values, st.lists(st.integers(0, 500), max_size=3))
+@example({"sequence_data": [MAX_VALUE] * SEASON}, [])
+@example({"sequence_data": [1.0000001 * MAX_VALUE] * SEASON}, [])
+@example({"sequence_data": [-1.0000001 * MAX_VALUE] * SEASON}, [])
 def test_a_json_body_is_taken_exactly_if_it_is_what_the_contract_says(value, cuts):
     good = isinstance(value, dict) and [*value] == ["sequence_data"]
     good = good and is_history(value["sequence_data"])
