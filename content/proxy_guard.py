@@ -46,7 +46,10 @@ class RefuseBadHeaders:
 
 
 class HoldBackLargeBodies:
-    """ASGI middleware that reads no further than it takes a replica to refuse a body with 413."""
+    """ASGI middleware that reads no further than it takes a replica to refuse a body with 413.
+
+    It is for every application behind the proxy: one that takes more would wait for the rest.
+    """
 
     def __init__(self, app: ASGIApp):
         self._app = app
