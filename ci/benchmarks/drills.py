@@ -239,12 +239,12 @@ DRILLS = {
     "kill": Drill("a replica is killed", kill_replicas, 1, 5),
     "store": Drill("the store fails for 20 s", take_store_down, 1, 3),
     "slow": Drill("the store is slow, then too slow", slow_store_down, 1, 5),
-    "damage": Drill("artifacts are damaged", damage_artifacts, 1, 2),
-    "leave": Drill("clients leave in mid-load", leave_in_mid_load, 2, 10),
-    "flood": Drill("a flood of wrong requests", flood_with_errors, 2, 10),
-    "burst": Drill("all customers ask at once", ask_for_all_at_once, 2, 10),
-    "redeploy": Drill("the service is deployed again", redeploy, 1, 3),
-    "overload": Drill("more requests than it can do", overload, 1, 3),
+    "damage": Drill("artifacts are damaged", damage_artifacts, 1, 5),
+    "leave": Drill("clients leave in mid-load", leave_in_mid_load, 2, 20),
+    "flood": Drill("a flood of wrong requests", flood_with_errors, 2, 20),
+    "burst": Drill("all customers ask at once", ask_for_all_at_once, 2, 20),
+    "redeploy": Drill("the service is deployed again", redeploy, 1, 5),
+    "overload": Drill("more requests than it can do", overload, 1, 5),
 }
 
 

@@ -21,7 +21,7 @@ import ray
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "content" / "data" / "fuzz.json"
-EXAMPLES = 200
+EXAMPLES = 1000
 
 
 def main() -> None:

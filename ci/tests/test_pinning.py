@@ -12,6 +12,7 @@ from ray.util.state import get_log, list_logs
 
 PINNED = "customer_0041", "customer_0042"
 MISSING = "customer_9999"
+BLOCKS = pytest.mark.skipif(FAST, reason="with it, Ray writes a log in blocks of 1000 lines")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def pinned_service(live_store, fleet):
         "MODELS_PER_REPLICA": "4",
         "CPUS_PER_REPLICA": "0",
         "PINNED_CUSTOMERS": ",".join((*PINNED, MISSING)),
+        "LOG_LEVEL": "DEBUG",  # at which Ray Serve logs what it loads
     }
     launch = ["serve", "run", "serve_forecast_multiplex:app", "--non-blocking"]
     launch += ["--name", "pinned", "--route-prefix", "/pinned"]
@@ -44,6 +46,22 @@ def ask_pinned(customer_id: str, history: list[int]) -> requests.Response:
     )
 
 
+def read_log() -> str:
+    """Return what the replica has logged."""
+    (node,) = ray.nodes()
+    (name,) = list_logs(node_id=node["NodeID"], glob_filter="serve/*pinned_Fore*")["internal"]
+    return "".join(get_log(node_id=node["NodeID"], filename=name, tail=-1))
+
+
+@BLOCKS
+def test_ray_serve_has_pinned_models_before_the_first_request_and_so_its_router_knows(
+    pinned_service,
+):
+    log = read_log()
+    for name in PINNED:
+        assert f"Successfully loaded model '{name}'" in log
+
+
 def test_pinned_models_are_loaded_before_the_first_request_and_survive_a_sweep(
     pinned_service, store, histories, fleet
 ):
@@ -57,13 +75,10 @@ def test_pinned_models_are_loaded_before_the_first_request_and_survive_a_sweep(
     assert not store.reads.keys() & set(PINNED)
 
 
-@pytest.mark.skipif(FAST, reason="with it, Ray writes a log in blocks of 1000 lines")
+@BLOCKS
 def test_a_pinned_customer_without_a_model_is_named_in_the_log_and_stops_nothing(
     pinned_service, store, histories
 ):
     assert ask_pinned(MISSING, histories["customer_123"]).status_code == 404
-    (node,) = ray.nodes()
-    (name,) = list_logs(node_id=node["NodeID"], glob_filter="serve/*pinned_Fore*")["internal"]
-    log = "".join(get_log(node_id=node["NodeID"], filename=name, tail=-1)).splitlines()
-    (line,) = [line for line in log if "Not pinned" in line]
+    (line,) = [line for line in read_log().splitlines() if "Not pinned" in line]
     assert line.startswith("WARNING") and MISSING in line
