@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import CONTENT
 
+import train_models
 from forecasting import Scores
 
 
@@ -51,16 +52,17 @@ def test_the_fleet_is_good_enough_to_be_served(trained):
     assert 75 <= coverage <= 85
 
 
-def test_training_again_gives_the_same_bytes(trained, tmp_path):
-    train(tmp_path)
+def test_training_again_on_another_cluster_gives_the_same_bytes(
+    trained, live_store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MODEL_STORE", str(tmp_path))
+    train_models.main()
     assert digests(tmp_path) == digests(trained[0])
 
 
 def test_one_customer_that_cannot_be_fitted_does_not_stop_the_others(
     live_store, footfall, tmp_path, monkeypatch
 ):
-    import train_models
-
     customer_ids, dates, counts = footfall
     gappy = counts[:3].astype(float)
     gappy[1, 50] = np.nan
