@@ -39,6 +39,9 @@ fi
 "$venv/bin/pip" install -q -r content/requirements_s3.txt # apart: it has a hash, so it must be alone
 export PATH=$PWD/$venv/bin:$PATH
 unset RAY_ADDRESS
+if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then
+  export UV_SYSTEM_CERTS=true # as pip: a network may have a certificate of its own
+fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export RAY_TMPDIR=$scratch # else Ray would try to join a cluster that somebody else left in /tmp/ray

@@ -132,7 +132,8 @@ def test_a_body_that_does_not_arrive_is_a_408_and_keeps_nobody_waiting(ask):
         assert [status_of(connection) for connection in slow] == [408, 408]
         assert time.monotonic() - start < 3 * BODY_TIMEOUT_S
         if not FAST:  # HAProxy keeps its clients' connections as it likes
-            assert slow[0].recv(1) == b"", "the connection stays open"
+            while slow[0].recv(65536):  # times out if the connection stays open
+                pass
 
 
 def test_a_grpc_message_is_limited(store, grpc_code):

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ import yaml
 from conftest import CONTENT, NAMED, SERVICE
 
 from capacity import lru_hit_rates
+from notebook_tools import wait_until_running
 from traffic import Outcomes, load_customers, send, zipf_trace
 
 NAME, ROUTE = "from-file", "/from-file"  # "default" and "/" are the session's own application's
@@ -89,7 +89,7 @@ def config(store) -> dict:
 
 @pytest.fixture(scope="module")
 def deploy(live_store, tmp_path_factory) -> Callable[[dict], dict]:
-    """Deploy a config by the command line, and wait until `serve status` says that it is done."""
+    """Deploy a config by the command line, wait, and return what `serve status` says then."""
     file = tmp_path_factory.mktemp("deploy") / "serve_config.yaml"
     dashboard = f"http://{ray.init(ignore_reinit_error=True).dashboard_url}"
 
@@ -103,14 +103,11 @@ def deploy(live_store, tmp_path_factory) -> Callable[[dict], dict]:
         file.write_text(yaml.safe_dump(config))
         run("deploy", str(file))
         replicas = config["applications"][0]["deployments"][0]["num_replicas"]
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while time.monotonic() < deadline:
-            status = yaml.safe_load(run("status"))
-            app = status["applications"][NAME]
-            states = app["deployments"].get("ForecastingService", {}).get("replica_states")
-            if app["status"] == "RUNNING" and states == {"RUNNING": replicas}:
-                return status
-        raise TimeoutError(f"{app['status']}, replicas {states}: {app['message']}")
+        wait_until_running(NAME, replicas, SETTLE_TIMEOUT_S)
+        status = yaml.safe_load(run("status"))
+        deployment = status["applications"][NAME]["deployments"]["ForecastingService"]
+        assert deployment["replica_states"] == {"RUNNING": replicas}
+        return status
 
     yield deploy
     file.write_text("applications: []")
