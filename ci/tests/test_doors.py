@@ -148,7 +148,7 @@ def test_who_was_waiting_for_a_replica_that_dies_is_told_to_try_again_and_then_s
     metadata = "multiplexed_model_id", by_grpc
     actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
     (pid,) = (actor.pid for actor in actors if actor.class_name.startswith("ServeReplica:default:"))
-    store.delay_s = 0.5
+    store.delay_s = 1.5
     with ThreadPoolExecutor() as pool:
         portfolio = pool.submit(ask_portfolio, {by_portfolio: history})
         call = pool.submit(ask_grpc, history, metadata)
