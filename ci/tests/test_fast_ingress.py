@@ -1,16 +1,22 @@
 """The fast ingress: what it wants, and where it listens. INGRESS=fast runs the live tests."""
 
+import asyncio
 import json
 import subprocess
 import sys
 
+import numpy as np
+import psutil
 import pytest
 import requests
 from conftest import CONTENT, FAST, SERVICE
 
 import fast_ingress
+from forecasting import LAGS
+from traffic import forecast_request, send
 
 HTTP_PORT, STATISTICS_PORT, METRICS_PORT = 8000, 8404, 9101
+REQUESTS, PADDING_BYTES = 1000, 15_000
 live = pytest.mark.skipif(not FAST, reason="wants INGRESS=fast")
 
 
@@ -83,3 +89,35 @@ def test_a_header_with_hyphens_is_understood(ask, store, histories):
         timeout=30,
     )
     assert answer.content == ask("customer_456").content
+
+
+def serving_bytes() -> int:
+    """Return the memory of all processes that requests go through."""
+    kinds = "ServeReplica", "ProxyActor", "haproxy"
+    processes = psutil.process_iter(["cmdline", "memory_info"])
+    return sum(
+        process.info["memory_info"].rss
+        for process in processes
+        if any(kind in part for part in process.info["cmdline"] or () for kind in kinds)
+    )
+
+
+def ask_for_nobodys(ids: list[str]) -> None:
+    """Send REQUESTS requests with large headers for customers who do not exist, in turn."""
+
+    def padded(customer_id: str, history: list[float]) -> dict:
+        request = forecast_request(customer_id, history)
+        return request | {"headers": request["headers"] | {"X-Padding": "x" * PADDING_BYTES}}
+
+    turns, days = np.arange(REQUESTS) % len(ids), np.ones((len(ids), LAGS))
+    sent = send(SERVICE, ids, days, turns, concurrency=8, progress=False, request=padded)
+    assert set(asyncio.run(sent).status) == {"404"}
+
+
+@live
+def test_made_up_ids_take_no_memory(store):
+    """Through Ray's own proxy they do: the notebook shows it."""
+    ask_for_nobodys(["nobody"])
+    before = serving_bytes()
+    ask_for_nobodys([f"nobody_{number}" for number in range(REQUESTS)])
+    assert serving_bytes() - before < REQUESTS * PADDING_BYTES / 2
