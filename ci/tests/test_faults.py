@@ -124,7 +124,7 @@ def test_requests_for_one_cold_customer_share_one_read_and_get_one_answer(ask, s
 
 
 def test_a_client_that_gives_up_does_not_stop_the_load_for_others(ask, store):
-    store.delay_s = 0.4 * STORE_TIMEOUT_S
+    store.delay_s = 0.3 * STORE_TIMEOUT_S
     with pytest.raises(requests.Timeout):
         ask("customer_0022", timeout=0.1)
     assert ask("customer_0022").status_code == 200
