@@ -1,4 +1,4 @@
-"""The fast ingress: what it wants, and where it listens. INGRESS=fast runs the live tests."""
+"""The fast ingress: what it wants, where it listens, what it keeps. INGRESS=fast for live tests."""
 
 import asyncio
 import json

@@ -12,7 +12,7 @@ from ray.util.state import get_log, list_logs
 
 PINNED = "customer_0041", "customer_0042"
 MISSING = "customer_9999"
-BLOCKS = pytest.mark.skipif(FAST, reason="with it, Ray writes a log in blocks of 1000 lines")
+reads_log = pytest.mark.skipif(FAST, reason="with it, Ray writes a log in blocks of 1000 lines")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def read_log() -> str:
     return "".join(get_log(node_id=node["NodeID"], filename=name, tail=-1))
 
 
-@BLOCKS
+@reads_log
 def test_ray_serve_has_pinned_models_before_the_first_request_and_so_its_router_knows(
     pinned_service,
 ):
@@ -75,7 +75,7 @@ def test_pinned_models_are_loaded_before_the_first_request_and_survive_a_sweep(
     assert not store.reads.keys() & set(PINNED)
 
 
-@BLOCKS
+@reads_log
 def test_a_pinned_customer_without_a_model_is_named_in_the_log_and_stops_nothing(
     pinned_service, store, histories
 ):
