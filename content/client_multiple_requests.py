@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import requests
 
-SERVICE = "http://localhost:8000"
+SERVICE = "http://127.0.0.1:8000"
 CUSTOMERS = (
     "customer_123",
     "customer_456",

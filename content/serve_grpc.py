@@ -1,10 +1,10 @@
-"""The gRPC door of the forecast service, as forecast.proto has it.
+"""The gRPC endpoint of the forecast service, as forecast.proto has it.
 
     serve run serve_grpc:app --name grpc --route-prefix /grpc
 
-Wants Serve started with the generated servicer (see the notebook), and the application of
-serve_forecast_multiplex.py under its default name. Ray takes messages of up to 2 GB, unless it is
-started with RAY_SERVE_GRPC_MAX_MESSAGE_SIZE=1048576, or another number of bytes.
+Wants Serve started with the generated servicer (chapters/03_access.ipynb does it), and the
+application of serve_forecast_production.py under its default name. Ray takes messages of up to
+2 GB, unless it is started with RAY_SERVE_GRPC_MAX_MESSAGE_SIZE=1048576, or another number of bytes.
 """
 
 import grpc
@@ -12,8 +12,9 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 
 import forecast_pb2
-from http_contract import NO_ANSWER, TRY_AGAIN
-from tenants import TENANT_HEADER
+from forecast_service.replica import NO_ANSWER, TRY_AGAIN
+from forecast_service.service import DEPLOYMENT_OPTIONS
+from forecast_service.tokens import TENANT_HEADER
 
 GRPC_CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -26,7 +27,7 @@ GRPC_CODES = {
 }
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})  # it only waits
+@serve.deployment(**DEPLOYMENT_OPTIONS, ray_actor_options={"num_cpus": 0})  # it only waits
 class GrpcService:
     """Passes requests on to the forecasters. Its methods have the names of forecast.proto."""
 

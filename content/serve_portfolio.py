@@ -2,34 +2,37 @@
 
     serve run serve_portfolio:app --name portfolio --route-prefix /portfolio
 
-Asks the application of serve_forecast_multiplex.py, which runs under its default name. If that one
-has a TENANT_KEY (see tenants.py), it checks every customer's token; given the same one, this
-application turns a request without a good token away before it fans out.
+Asks the application of serve_forecast_production.py, which runs under its default name. If that one
+has a tenant_key, it checks every customer's token; given the same one (tenant_key=...), this
+application turns a request without a valid token away before it fans out.
 """
 
 import asyncio
-import os
 from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from forecasting import HORIZON
-from http_contract import (
-    BODY_RESPONSES,
-    NO_ANSWER,
-    TRY_AGAIN,
+from forecast_service.contract import (
+    BODY_ERRORS,
+    TOKEN_PARAMETER,
     ForecastResponse,
     HandleProblem,
     create_api,
+    describe_responses,
     json_body,
     read_body,
 )
-from tenants import TENANT_HEADER, Tenants, is_on
+from forecast_service.errors import MissingTokenError
+from forecast_service.model import HORIZON
+from forecast_service.replica import NO_ANSWER, TRY_AGAIN
+from forecast_service.service import DEPLOYMENT_OPTIONS
+from forecast_service.settings import TokenSettings
+from forecast_service.tokens import TENANT_HEADER, Tenants
 
 MAX_CUSTOMERS = 1000  # in a request
-FORECASTS_AT_ONCE = 100  # in all requests; MAX_QUEUED_REQUESTS of the forecasters is well above it
+FORECASTS_AT_ONCE = 100  # in all requests; the queue of the forecasters is well above it
 
 api = create_api("Forecasts of a portfolio of customers")
 
@@ -54,24 +57,18 @@ class PortfolioResponse(BaseModel):
 PORTFOLIO_ROUTE = {
     "path": "/",
     "response_model_exclude_none": True,
-    "responses": BODY_RESPONSES,
-    "openapi_extra": {"requestBody": json_body(PortfolioRequest)},
+    "responses": describe_responses(*BODY_ERRORS, MissingTokenError),
+    "openapi_extra": {"parameters": [TOKEN_PARAMETER], "requestBody": json_body(PortfolioRequest)},
 }
 
 
-ACTOR_OPTIONS = {
-    "num_cpus": 0,  # it only waits
-    "runtime_env": {"env_vars": {"TENANT_KEY": os.environ["TENANT_KEY"]} if is_on() else {}},
-}
-
-
-@serve.deployment(ray_actor_options=ACTOR_OPTIONS)
+@serve.deployment(**DEPLOYMENT_OPTIONS, ray_actor_options={"num_cpus": 0})  # it only waits
 @serve.ingress(api)
 class PortfolioService:
     """Fans out to the forecasters, each call with its own customer's model id."""
 
-    def __init__(self):
-        self.tenants = Tenants.from_environment()
+    def __init__(self, settings: TokenSettings):
+        self.tenants = Tenants.of(settings.tenant_key)
         self.forecasters = serve.get_app_handle("default")
         self.at_once = asyncio.Semaphore(FORECASTS_AT_ONCE)
 
@@ -98,4 +95,6 @@ class PortfolioService:
             return TRY_AGAIN
 
 
-app = PortfolioService.bind()
+def app(settings: TokenSettings) -> serve.Application:
+    """Build the application: `serve run` and config files hand the arguments over."""
+    return PortfolioService.bind(settings)

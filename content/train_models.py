@@ -1,6 +1,8 @@
 """Fit one model per customer, in parallel on Ray, and write them to the model store.
 
-python train_models.py
+    MODEL_STORE=s3://my-bucket/forecast-models python train_models.py
+
+The last half year stays unseen, so that forecasts of its weeks can be judged by what happened.
 """
 
 import asyncio
@@ -11,9 +13,10 @@ import numpy as np
 import ray
 from tqdm import tqdm
 
-from forecasting import HOLDOUT_DAYS, Scores, fit, score
-from model_artifact import to_bytes
-from model_store import ModelStore
+from forecast_service.artifact import to_bytes
+from forecast_service.model import HOLDOUT_DAYS, Scores, fit, score
+from forecast_service.settings import StoreSettings
+from forecast_service.store import ModelStore
 
 FOOTFALL = Path(__file__).with_name("data") / "footfall.npz"
 BATCH_SIZE = 32  # customers a task: one fit is too small a job for a task of its own
@@ -27,7 +30,7 @@ def load_footfall() -> tuple[list[str], np.ndarray, np.ndarray]:
 
 @ray.remote
 def train_batch(
-    customer_ids: list[str], counts: np.ndarray, trained_until: str, store_url: str
+    customer_ids: list[str], counts: np.ndarray, trained_until: str, settings: StoreSettings
 ) -> dict[str, Scores | str]:
     """Fit, score and store a model for each row of `counts`, shape (customers, days).
 
@@ -42,7 +45,7 @@ def train_batch(
             continue
         outcomes[customer_id] = score(model, series)
         artifacts[customer_id] = to_bytes(model, outcomes[customer_id])
-    store = ModelStore(store_url)
+    store = ModelStore(settings, create=True)
 
     async def write_all() -> None:
         await asyncio.gather(
@@ -54,13 +57,19 @@ def train_batch(
 
 
 def train(
-    customer_ids: list[str], dates: np.ndarray, counts: np.ndarray
+    customer_ids: list[str],
+    dates: np.ndarray,
+    counts: np.ndarray,
+    settings: StoreSettings | None = None,
 ) -> dict[str, Scores | str]:
-    """Train every customer, in batches, and show progress. Returns all that train_batch returns."""
+    """Train every customer, in batches, and show progress. Returns all that train_batch returns.
+
+    The models go to the store of `settings`, by default the environment's.
+    """
     trained_until = str(dates[-HOLDOUT_DAYS - 1])
-    store_url = ModelStore().url  # resolved here: a task may run where the environment differs
+    settings = settings or StoreSettings()  # here: a task may run where the environment differs
     pending = [
-        train_batch.remote(customer_ids[batch], counts[batch], trained_until, store_url)
+        train_batch.remote(customer_ids[batch], counts[batch], trained_until, settings)
         for batch in (
             slice(start, start + BATCH_SIZE) for start in range(0, len(customer_ids), BATCH_SIZE)
         )
@@ -86,7 +95,7 @@ def main() -> dict[str, Scores | str]:
     outcomes = train(*load_footfall())
     scores = np.array([outcome for outcome in outcomes.values() if isinstance(outcome, Scores)])
     mase, naive_mase, wape, coverage = np.nanmean(scores, axis=0)
-    print(f"{len(scores)} models in {ModelStore().url}")
+    print(f"{len(scores)} models in {StoreSettings().model_store}")
     print(
         f"MASE {mase:.3f} (seasonal naive {naive_mase:.3f}), WAPE {wape:.1%}, "
         f"interval covers {coverage:.1%} of days"

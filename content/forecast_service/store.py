@@ -1,13 +1,4 @@
-"""Where models live: a folder, or any object store that obstore speaks (s3://, gs://, az://).
-
-Environment:
-    MODEL_STORE           a URL or a path, relative to this file; default: the folder `models`
-    STORE_TIMEOUT_S       seconds after which a read gives up, retries included; default 10
-    STORE_ADDED_DELAY_S   seconds of artificial delay before each read, to stand in for a far store;
-                          default 0
-    AWS_...               of an s3:// store: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION;
-                          outside AWS also AWS_ENDPOINT_URL, and AWS_ALLOW_HTTP=true for plain http
-"""
+"""Where models lie: a folder, or any object store that obstore speaks (s3://, gs://, az://)."""
 
 import asyncio
 import os
@@ -17,12 +8,17 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import BaseError, GenericError, NotModifiedError
 from obstore.store import from_url
 
-CUSTOMER_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+from forecast_service.customer_ids import check_customer_id
+from forecast_service.errors import StoreUnavailableError, UnknownCustomerError
+from forecast_service.settings import StoreSettings
+
 MAX_RETRIES = 2
 NO_SUCH_STORE = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")  # S3 and Google, Azure
 REASONS = {  # by a pattern of what obstore reports, in words that give no address away
@@ -32,37 +28,11 @@ REASONS = {  # by a pattern of what obstore reports, in words that give no addre
 }
 
 
-class InvalidCustomerIdError(ValueError):
-    """The id is not one that a customer can have."""
-
-
-class UnknownCustomerError(LookupError):
-    """The id is well formed, and the store holds no model for it."""
-
-
-class StoreUnavailableError(ConnectionError):
-    """The store did not answer, or not in time, or not to us."""
-
-
 class Artifact(NamedTuple):
     """A stored model: its bytes, and the store's tag for this version of them."""
 
     data: bytes
     etag: str | None
-
-
-def artifact_path(customer_id: str, artifact: str) -> str:
-    """Return where in the store a customer's model is.
-
-    Raises:
-        InvalidCustomerIdError: unless the id is all of CUSTOMER_ID.
-    """
-    if not CUSTOMER_ID.fullmatch(customer_id):
-        raise InvalidCustomerIdError(
-            "a customer id is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-', "
-            "and begins with a letter, a digit or '_'"
-        )
-    return f"{customer_id}/{artifact}"
 
 
 class ModelStore:
@@ -71,18 +41,33 @@ class ModelStore:
     Every method raises StoreUnavailableError when the store does not answer in time.
     """
 
-    def __init__(self, url: str | None = None, artifact: str = "model.safetensors"):
-        """Take a URL, by default that of MODEL_STORE, and the name of a customer's artifact."""
-        url = url or os.environ.get("MODEL_STORE") or "models"
-        self.url = url if "://" in url else (Path(__file__).parent / url).resolve().as_uri()
-        self._timeout_s = float(os.environ.get("STORE_TIMEOUT_S", 10))
-        self._added_delay_s = float(os.environ.get("STORE_ADDED_DELAY_S", 0))
+    def __init__(
+        self,
+        settings: StoreSettings | None = None,
+        artifact: str = "model.safetensors",
+        *,
+        create: bool = False,
+    ):
+        """Take settings, by default the environment's, and the name of a customer's artifact.
+
+        Raises:
+            FileNotFoundError: if its folder does not exist, unless it is to be created.
+        """
+        settings = settings or StoreSettings()
+        self.url = settings.model_store
+        self._timeout_s = settings.store_timeout_s
+        self._added_delay_s = settings.store_added_delay_s
         attempt = timedelta(seconds=self._timeout_s * 0.4)  # a pause and a second one fit in
         self._artifact = artifact
-        self._folder = None
+        self.folder = None
         if self.url.startswith("file:"):
-            self._store = from_url(self.url, mkdir=True)
-            self._folder = Path(self._store.prefix)
+            self.folder = Path(url2pathname(urlsplit(self.url).path))
+            if not (create or self.folder.is_dir()):
+                raise FileNotFoundError(
+                    f"the model store {self.folder} does not exist: train models into it "
+                    "(python train_models.py), or name another one in MODEL_STORE"
+                )
+            self._store = from_url(self.url, mkdir=create)
         else:
             plain = "true" if self.url.startswith("http:") else os.environ.get("AWS_ALLOW_HTTP")
             client_options = {
@@ -114,27 +99,12 @@ class ModelStore:
         except NotModifiedError:
             return None
 
-    async def exists(self, customer_id: str) -> bool:
-        """Return whether a customer has a model. Raises InvalidCustomerIdError."""
-        path = artifact_path(customer_id, self._artifact)
-        async with self._within_timeout():
-            try:
-                await obstore.head_async(self._store, path)
-                return True
-            except FileNotFoundError:
-                pass  # HEAD has no body that tells a missing key from a missing bucket: ask again
-        try:
-            await self._get(customer_id)
-        except UnknownCustomerError:
-            return False
-        return True
-
     async def write(self, customer_id: str, data: bytes) -> None:
         """Store a customer's artifact; a reader sees the old one or the new one.
 
         Raises InvalidCustomerIdError.
         """
-        path = artifact_path(customer_id, self._artifact)
+        path = self._path(customer_id)
         async with self._within_timeout():
             await obstore.put_async(self._store, path, data)
 
@@ -148,12 +118,15 @@ class ModelStore:
                     for path in (PurePosixPath(meta["path"]) for meta in batch)
                     if path.name == self._artifact
                 ]
-            if self._folder and not self._folder.is_dir():
-                raise FileNotFoundError(self._folder)  # obstore takes it for an empty one
+            if self.folder and not self.folder.is_dir():
+                raise FileNotFoundError(self.folder)  # obstore takes it for an empty one
         return sorted(found)
 
+    def _path(self, customer_id: str) -> str:
+        return f"{check_customer_id(customer_id)}/{self._artifact}"
+
     async def _get(self, customer_id: str, known_etag: str | None = None) -> Artifact:
-        path = artifact_path(customer_id, self._artifact)
+        path = self._path(customer_id)
         options = {"if_none_match": known_etag} if known_etag else None
         async with self._within_timeout():
             await asyncio.sleep(self._added_delay_s)
@@ -164,14 +137,14 @@ class ModelStore:
                     raise
                 raise UnknownCustomerError(f"there is no model for {customer_id}") from None
             except GenericError:  # as of a file where a customer's folder would be
-                if not (self._folder and (self._folder / customer_id).is_file()):
+                if not (self.folder and (self.folder / customer_id).is_file()):
                     raise
                 raise UnknownCustomerError(f"there is no model for {customer_id}") from None
             return Artifact(bytes(await found.bytes_async()), found.meta["e_tag"])
 
     def _is_missing(self, error: Exception) -> bool:
         """Return whether it is the store itself that was not found: its folder, its bucket."""
-        return not self._folder.is_dir() if self._folder else bool(NO_SUCH_STORE.search(str(error)))
+        return not self.folder.is_dir() if self.folder else bool(NO_SUCH_STORE.search(str(error)))
 
     @asynccontextmanager
     async def _within_timeout(self) -> AsyncIterator[None]:

@@ -7,15 +7,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from forecasting import HORIZON, LAGS, ForecastModel, Scores
+from forecast_service.errors import CorruptModelError
+from forecast_service.model import HORIZON, LAGS, ForecastModel, Scores
 
 FORMAT_VERSION = "1"
 SHAPES = {"weights": (LAGS, HORIZON), "bias": (HORIZON,), "half_width": (HORIZON,)}  # all float32
 VERSION_DIGITS = 12  # of the checksum: a model's version
-
-
-class CorruptModelError(ValueError):
-    """The bytes are not a model of this customer that this code can use."""
 
 
 def to_bytes(model: ForecastModel, scores: Scores) -> bytes:

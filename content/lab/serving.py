@@ -1,7 +1,5 @@
-"""What the notebooks need to run and watch a service: launch it, is it up, what did it log?"""
+"""Run a service and watch it: launch it, is it up, what did it log?"""
 
-import importlib
-import os
 import subprocess
 import tempfile
 import time
@@ -9,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from unittest.mock import patch
 
 import yaml
 from ray import serve
@@ -18,21 +15,14 @@ LAUNCH_TIMEOUT_S = 120
 Result = TypeVar("Result")
 
 
-def launch(
-    import_path: str, name: str = "default", route_prefix: str = "/", **settings: str | float
-) -> None:
-    """Run an application as `serve run` would, within this process, and return when it is up.
+def launch(app: serve.Application, name: str = "default", route_prefix: str = "/") -> None:
+    """Run an application as `serve run` would, and return when it is up.
 
-    `settings` are environment variables, for the application only. One of the same name is
-    replaced.
+    One of the same name is replaced.
 
     Raises:
         RuntimeError: if it cannot be deployed. TimeoutError: if it takes too long.
     """
-    module, _, attribute = import_path.partition(":")
-    environment = {setting: str(value) for setting, value in settings.items()}
-    with patch.dict(os.environ, environment):  # the module reads it when it is imported
-        app = getattr(importlib.reload(importlib.import_module(module)), attribute)
     target = serve.RunTarget(app, name, route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
     wait_until_running(name, timeout_s=LAUNCH_TIMEOUT_S)

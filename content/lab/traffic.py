@@ -22,7 +22,7 @@ import aiohttp
 import numpy as np
 from tqdm import tqdm
 
-FOOTFALL = Path(__file__).with_name("data") / "footfall.npz"
+FOOTFALL = Path(__file__).parents[1] / "data" / "footfall.npz"
 HISTORY_DAYS = 28
 JSON_BODY = {"Content-Type": "application/json"}
 TIMEOUT_S = 10.0  # by default

@@ -5,7 +5,7 @@ fails on other bytes; takes in a body as fast as it comes, and keeps what no rep
 answers requests that find its queue full; and has no answer for those of a replica that dies. It
 loads this guard if Ray is started with
 
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=proxy_guard:middlewares
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=forecast_service.proxy_guard:middlewares
 """
 
 import asyncio
@@ -13,6 +13,8 @@ import asyncio
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from forecast_service.errors import RETRY_AFTER_S
 
 DECODED_HEADERS = (
     b"serve_multiplexed_model_id",
@@ -23,7 +25,6 @@ DECODED_HEADERS = (
 )
 MAX_HEADER_BYTES = 16 * 1024  # of all names and values
 MAX_BODY_BYTES = 1024 * 1024  # four times what the longest history takes
-RETRY_AFTER_S = 2
 UNAVAILABLE = "the service is overloaded, or has just lost a replica: try again"
 
 

@@ -1,13 +1,7 @@
 """Keep tenants apart: decide from a token which customers its bearer may ask for.
 
-    openssl rand -hex 32 > tenants.key
-    export TENANT_KEY=$PWD/tenants.key
-    python tenants.py issue 'acme_*' customer_123 --days 30
-
-Environment:
-    TENANT_KEY   path, relative to this file, of the key that tokens are checked with; by default
-                 there is none, and everyone may ask for everyone. A file, because Ray shows the
-                 environment of its processes in its dashboard. Read when a replica starts.
+The setting `tenant_key` names the file of the key that tokens are checked with. A file, because Ray
+shows arguments and environments in its dashboard; a replica reads it when it starts.
 
 A key of 32 bytes or more is the secret of HS256: whoever holds it can check tokens and issue them.
 A PEM file with an RSA public key is for RS256: its private half stays with whoever issues, or with
@@ -21,13 +15,10 @@ A token is a JSON Web Token (RFC 7519, checked as RFC 8725 wants it) with these 
 
 It travels in the header TENANT_HEADER, as `Bearer <token>`; `Authorization` is where Anyscale
 expects its own. The forecast service checks it for whoever asks, over HTTP or through its handle.
-So a door in front of the service that forgets to pass the token on stays closed. The handle is no
-border against Python on the cluster, which could read the store itself. serve_stock_multiplex.py is
-there to be compared with, and checks nothing.
+So an endpoint in front of the service that forgets to pass the token on stays closed. The handle is
+no border against Python on the cluster, which could read the store itself.
 """
 
-import argparse
-import os
 import re
 import time
 from functools import lru_cache
@@ -37,32 +28,19 @@ from typing import NamedTuple
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
-from model_store import CUSTOMER_ID
+from forecast_service.customer_ids import CUSTOMER_ID
+from forecast_service.errors import ForbiddenCustomerError, InvalidTokenError, MissingTokenError
 
 TENANT_HEADER = "tenant-authorization"  # in lower case, as the keys of gRPC's metadata have to be
 AUDIENCE = "forecasts"
 LEEWAY_S = 30  # by which clocks may differ
 MAX_HEADER_CHARS = 8192
 CACHED_TOKENS = 1024  # that a replica remembers as good; checking a signature takes longer
-DAY_S = 24 * 60 * 60
-MAX_DAYS = 366  # that a token is issued for
 PATTERN = re.compile(rf"(?=.)({CUSTOMER_ID.pattern})?\*?")
 
 
 class KeyFileError(ValueError):
     """The key file is missing, or not what it is wanted for."""
-
-
-class MissingTokenError(Exception):
-    """The request has no token."""
-
-
-class InvalidTokenError(Exception):
-    """The token is not one of ours, or no longer."""
-
-
-class ForbiddenCustomerError(Exception):
-    """The bearer may not ask for this customer, whether there is one or not."""
 
 
 class Customers:
@@ -102,14 +80,14 @@ class Tenants:
     def __init__(self, key: Key):
         """Take the key that tokens are checked with. Raises KeyFileError if it is a private one."""
         if isinstance(key.material, RSAPrivateKey):
-            raise KeyFileError("TENANT_KEY is a private key: give the service its public half")
+            raise KeyFileError("tenant_key is a private key: give the service its public half")
         self._key = key
         self._verify_once = lru_cache(CACHED_TOKENS)(self._verify)  # it remembers no failures
 
     @classmethod
-    def from_environment(cls) -> "Tenants | None":
-        """Return the tenants of TENANT_KEY; None without it. Raises KeyFileError."""
-        return cls(read_key(key_file())) if is_on() else None
+    def of(cls, key_file: Path | None) -> "Tenants | None":
+        """Return those of a key file; None, if there is none. Raises KeyFileError."""
+        return cls(read_key(key_file)) if key_file else None
 
     def customers(self, authorization: str | None) -> Customers:
         """Return whom one may ask for with this value of the header TENANT_HEADER.
@@ -160,16 +138,6 @@ class Tenants:
             raise InvalidTokenError("the token is not valid") from None
 
 
-def is_on() -> bool:
-    """Return whether tenants are to be kept apart."""
-    return "TENANT_KEY" in os.environ  # empty by mistake, it is not to mean off
-
-
-def key_file() -> Path:
-    """Return the path that TENANT_KEY gives."""
-    return Path(__file__).parent / os.environ["TENANT_KEY"]
-
-
 def read_key(path: Path) -> Key:
     """Return the key in a file; white space around it does not count. Raises KeyFileError."""
     try:
@@ -187,54 +155,3 @@ def read_key(path: Path) -> Key:
     if too_short := algorithm.check_key_length(key):
         raise KeyFileError(f"the key in {path} is too short. {too_short}")
     return Key(name, key)
-
-
-def issue(key: Key, customers: list[str], days: float) -> str:
-    """Return a token.
-
-    Raises:
-        ValueError: if customers or days are not what a token can have.
-        KeyFileError: if the key is a public one.
-    """
-    Customers(customers)
-    if not 0 < days <= MAX_DAYS:
-        raise ValueError(f"a token is good for more than 0 and up to {MAX_DAYS} days, not {days:g}")
-    if isinstance(key.material, RSAPublicKey):
-        raise KeyFileError("tokens are issued with the private key, not with the public one")
-    now_s = int(time.time())
-    claims = {
-        "customers": customers,
-        "aud": AUDIENCE,
-        "iat": now_s,
-        "exp": now_s + int(days * DAY_S),
-    }
-    token = jwt.encode(claims, key.material, key.algorithm)
-    if len("Bearer ") + len(token) > MAX_HEADER_CHARS:
-        raise ValueError("too many customers for a header: name what their ids begin with, and '*'")
-    return token
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Tokens for the forecast service.")
-    command = parser.add_subparsers(required=True).add_parser("issue", help="print a token")
-    command.add_argument(
-        "customers", nargs="+", help="ids; one that ends in '*' stands for all that begin so"
-    )
-    command.add_argument("--days", type=float, default=30, help="that it is good for; default 30")
-    command.add_argument(
-        "--key",
-        type=Path,
-        default=key_file() if is_on() else None,
-        help="file with the secret, or with the RSA private key; default: that of TENANT_KEY",
-    )
-    options = parser.parse_args()
-    if not options.key:
-        command.error("which key? Name its file with --key, or in TENANT_KEY")
-    try:
-        print(issue(read_key(options.key), options.customers, options.days))
-    except ValueError as error:
-        command.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

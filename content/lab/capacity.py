@@ -1,6 +1,6 @@
 """Plan a cache: how many models a replica must keep for a hit rate, and how much memory that is.
 
-    python capacity.py --customers 2000 --skew 1.0 --target 0.95 --replicas 4
+    python -m lab.capacity --customers 2000 --skew 1.0 --target 0.95 --replicas 4
 
 Simulates least recently used (LRU) caches on independent requests whose popularity follows Zipf's
 law. Columns: models that one cache for all needs; the same by Che's approximation; the hit rate if
@@ -16,8 +16,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from model_artifact import from_bytes
-from traffic import zipf_popularity, zipf_trace
+from forecast_service.artifact import from_bytes
+from lab.traffic import zipf_popularity, zipf_trace
 
 TARGETS = 0.8, 0.9, 0.95, 0.99  # hit rates in the table, besides --target
 REQUESTS = 1_000_000  # so that nearly all of 10 000 customers come up while the caches warm

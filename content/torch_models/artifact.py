@@ -7,9 +7,9 @@ import json
 import torch
 from torch import Tensor
 
-from forecasting import Scores
-from model_artifact import CorruptModelError
-from torch_forecaster import TorchForecaster
+from forecast_service.errors import CorruptModelError
+from forecast_service.model import Scores
+from torch_models.forecaster import TorchForecaster
 
 FORMAT_VERSION = "1"
 VERSION_DIGITS = 12  # of the checksum: a model's version

@@ -1,9 +1,9 @@
 """Load the service as many customers do, and fail if it misses a threshold.
 
-    python load_test.py --concurrency 16 --duration 10
-    python load_test.py --rate 200 --requests 5000 --max-p99-ms 50 --max-error-share 0.001
+    python -m lab.load_test --concurrency 16 --duration 10
+    python -m lab.load_test --rate 200 --requests 5000 --max-p99-ms 50 --max-error-share 0.001
 
---concurrency sends in a closed loop, --rate in an open one: see traffic.py.
+--concurrency sends in a closed loop, --rate in an open one: see lab/traffic.py.
 Exits 1 if a threshold is missed, 2 for bad arguments, 130 after Ctrl-C, which reports as well.
 """
 
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from traffic import TIMEOUT_S, load_customers, send, zipf_trace
+from lab.traffic import TIMEOUT_S, load_customers, send, zipf_trace
 
-START = "`serve run serve_forecast_multiplex:app`"
+START = "`serve run serve_forecast_production:app`"
 CONCURRENCY, DURATION_S = 16, 10.0  # by default
 TRACE = 1_000_000  # requests; a test of a given duration sends them over and over
 THRESHOLDS = {  # by option: the figure of the summary that it bounds
@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--url", default="http://localhost:8000", help="default %(default)s")
+    add("--url", default="http://127.0.0.1:8000", help="default %(default)s")
     one_of = parser.add_mutually_exclusive_group().add_argument
     one_of("--customers", type=int, metavar="N", help="the data's first; default all")
     one_of("--customers-file", type=Path, metavar="FILE", help="one id a line, popular first")

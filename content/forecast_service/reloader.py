@@ -5,8 +5,8 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 
-from model_loader import ModelLoader
-from model_store import StoreUnavailableError, UnknownCustomerError
+from forecast_service.errors import StoreUnavailableError, UnknownCustomerError
+from forecast_service.loader import ModelLoader
 
 CHECKS_AT_ONCE = 16
 ROUNDS = 20  # in the time within which each model is checked
@@ -51,7 +51,7 @@ class ModelReloader:
             due = [name for name, due_s in self._due_s.items() if due_s <= now_s]
             late_s = max((now_s - self._due_s[name] for name in due), default=0)
             if late_s > self._check_s and self._store_answers:
-                logger.warning(f"Checks of models are {late_s:.0f} s late: raise RELOAD_CHECK_S.")
+                logger.warning(f"Checks of models are {late_s:.0f} s late: raise reload_check_s.")
             in_turn = iter(due)
             ends = await asyncio.gather(*(self._check(in_turn) for _ in range(CHECKS_AT_ONCE)))
             failures = [end for end in ends if end]

@@ -1,6 +1,6 @@
-"""More customers than the data has: synthetic ones, calibrated on the real ones, and labelled.
+"""More customers than the data has: synthetic ones, calibrated on the real ones.
 
-    python synthetic_customers.py 10000
+    python -m lab.synthetic_customers 10000
 
 trains that many into MODEL_STORE, for tests of load and capacity. They say nothing new about
 accuracy: however many there are, they vary what 470 real series have.
@@ -13,8 +13,8 @@ import numpy as np
 import ray
 from numpy.lib.stride_tricks import sliding_window_view
 
-from forecasting import SEASON, Scores
-from model_store import ModelStore
+from forecast_service.model import SEASON, Scores
+from forecast_service.settings import StoreSettings
 from train_models import load_footfall, train
 
 WEEKS = 104  # two years of days, of which train() wants 399
@@ -93,7 +93,8 @@ def main() -> None:
     outcomes = train(*fleet)
     models = sum(isinstance(outcome, Scores) for outcome in outcomes.values())
     elapsed_s = time.perf_counter() - started
-    print(f"{models} models of synthetic customers in {ModelStore().url}, in {elapsed_s:.0f} s")
+    store = StoreSettings().model_store
+    print(f"{models} models of synthetic customers in {store}, in {elapsed_s:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A PyTorch forecaster for a district: fit it, predict with an interval, score it on unseen days.
 
-The days are cut, and the scores are made, as in forecasting.py.
+The days are cut, and the scores are made, as in forecast_service/model.py.
 """
 
 import copy
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from forecasting import (
+from forecast_service.model import (
     CALIBRATION_DAYS,
     COVERAGE,
     HOLDOUT_DAYS,
@@ -53,7 +53,7 @@ class TorchForecaster(nn.Module):
 
     @torch.inference_mode()
     def predict(self, lags: np.ndarray) -> Forecast:
-        """Forecast with an interval, as forecasting.ForecastModel.predict does."""
+        """Forecast with an interval, as forecast_service.model.ForecastModel.predict does."""
         window = torch.as_tensor(lags, dtype=torch.float32)
         forecast, reach = self(window), spread(window) * self.half_width
         bounds = forecast, (forecast - reach).clamp_min(0), forecast + reach
@@ -116,7 +116,7 @@ def quantile(errors: Tensor) -> Tensor:
 
 
 def score(model: TorchForecaster, counts: np.ndarray) -> Scores:
-    """Return the mean over the series of counts (series, days) of forecasting.score's scores."""
+    """Return the mean over counts (series, days) of what forecast_service.model.score returns."""
     known = torch.as_tensor(counts.astype(np.float32))
     lags, future = windows(known[:, -HOLDOUT_DAYS - LAGS :])
     regressed = known[:, : -HOLDOUT_DAYS - CALIBRATION_DAYS]

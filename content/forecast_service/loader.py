@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from model_store import InvalidCustomerIdError, ModelStore, UnknownCustomerError
+from forecast_service.errors import InvalidCustomerIdError, UnknownCustomerError
+from forecast_service.store import ModelStore
 
-CLIENT_ERRORS = InvalidCustomerIdError, UnknownCustomerError  # no news for the operator
+CLIENT_ERRORS = InvalidCustomerIdError, UnknownCustomerError  # not for the operator's log
 Model = TypeVar("Model")
 logger = logging.getLogger("ray.serve")
 

@@ -1,0 +1,11 @@
+"""Serve a forecasting model per customer: what a fork keeps, and all that the image needs of ours.
+
+Imports run downwards only:
+
+    service                           a replica of the production service, but for its decorators
+    contract  tokens  metrics         what surrounds a model in production
+    replica  proxy_guard              what Ray Serve knows of a request; what surrounds its proxy
+    reloader  loader                  how a model comes into memory, and stays as new as the store's
+    store  artifact  model            where a model lies, its bytes, the model
+    settings  customer_ids  errors    the ground floor
+"""

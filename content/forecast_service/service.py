@@ -1,0 +1,147 @@
+"""A replica of a production service, but for its decorators, for the entries to share."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Generic
+
+from fastapi import FastAPI, Request, Response
+from ray import serve
+
+from forecast_service.contract import (
+    PRODUCTION_ROUTE,
+    DirectRoute,
+    ForecastRequest,
+    ForecastResponse,
+    create_api,
+    describe,
+    read_body,
+    respond,
+)
+from forecast_service.errors import RETRY_AFTER_S, ServiceError
+from forecast_service.loader import Holder, Model, ModelLoader
+from forecast_service.metrics import ServiceMetrics
+from forecast_service.reloader import ModelReloader
+from forecast_service.replica import answer_headers, model_id
+from forecast_service.settings import Settings
+from forecast_service.store import ModelStore
+from forecast_service.tokens import TENANT_HEADER, Tenants
+
+DEPLOYMENT_OPTIONS = {  # where a service starts; a config file or .options() changes them
+    "max_ongoing_requests": 200,  # in a replica at a time; most of them wait for the store
+    "max_queued_requests": 400,  # at each proxy and handle; further ones get a 503 at once
+    "backpressure_config": {"retry_after_s": RETRY_AFTER_S},
+    "graceful_shutdown_wait_loop_s": 0.5,  # between looks whether a replica's last request is done
+    "logging_config": {"enable_access_log": False},  # a line per request would cost a third
+}
+logger = logging.getLogger("ray.serve")
+
+
+class ModelService(Generic[Model]):
+    """Answers over HTTP and through a handle, with the model that the request's model id names."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        from_bytes: Callable[[bytes, str], Model],
+        artifact: str = "model.safetensors",
+        *,
+        in_thread: bool = False,
+    ):
+        """Take settings, and how an artifact becomes a model: see ModelLoader."""
+        self.settings = settings
+        self.tenants = Tenants.of(settings.tenant_key)
+        self.metrics = ServiceMetrics()
+        self.loader = ModelLoader(
+            ModelStore(settings, artifact),
+            from_bytes,
+            in_thread=in_thread,
+            on_loaded=self.metrics.record_load,
+        )
+
+        @serve.multiplexed(max_num_models_per_replica=settings.models_per_replica)
+        async def get_model(customer_id: str) -> Holder[Model]:
+            """Put a model into Ray Serve's cache. It is in memory by now: this does not wait."""
+            return await self.loader.load(customer_id)
+
+        self.get_model = get_model
+
+    async def start(self) -> None:
+        """Load the pinned models, and begin to follow the store."""
+        self.pinned = await asyncio.gather(*map(self._pin, self.settings.pinned_customers))
+        if self.settings.reload_check_s:
+            reloader = ModelReloader(
+                self.loader, self.settings.reload_check_s, self.metrics.record_reload
+            )
+            self.reloading = asyncio.create_task(reloader.run())
+
+    async def forecast(self, sequence_data: list[float], authorization: str | None = None) -> dict:
+        """Answer as HTTP does, for the customer in `handle.options(multiplexed_model_id=...)`.
+
+        `authorization` is what HTTP has in the header TENANT_HEADER.
+
+        Raises:
+            ServiceError: one of its kinds, where HTTP would answer with its status.
+        """
+        with self.metrics.count_request(self._is_hit()):
+            if self.tenants:
+                self.tenants.require(authorization, serve.get_multiplexed_model_id())
+            answer = await self._forecast(ForecastRequest.of(sequence_data))
+        return answer.model_dump(exclude_none=True)
+
+    async def answer(self, sequence_data: list[float], authorization: str | None = None) -> dict:
+        """Return what forecast() returns, or a HandleProblem where it raises a ServiceError.
+
+        For endpoints in front of the service: Ray Serve logs what a call raises, stack trace and
+        all.
+        """
+        try:
+            return await self.forecast(sequence_data, authorization)
+        except ServiceError as error:
+            return describe(error)
+
+    async def answer_http(self, request: Request) -> Response:
+        """Answer a POST request. Raises what create_api() turns into an answer."""
+        started = time.perf_counter()
+        hit = self._is_hit()
+        with self.metrics.count_request(hit):
+            if self.tenants:
+                authorization = request.headers.get(TENANT_HEADER)
+                self.tenants.require(authorization, serve.get_multiplexed_model_id())
+            answer = await self._forecast(await read_body(request, ForecastRequest))
+        body = answer.model_dump_json(exclude_none=True)
+        headers = answer_headers(hit, time.perf_counter() - started)
+        return Response(body, media_type="application/json", headers=headers)
+
+    def _is_hit(self) -> bool:
+        return serve.get_multiplexed_model_id() in self.loader
+
+    async def _forecast(self, request: ForecastRequest) -> ForecastResponse:
+        customer_id = model_id()
+        holder = await self.loader.load(customer_id)  # waits, or fails, with the cache untouched
+        model = holder.model  # for this request, even if a newer one comes meanwhile
+        await self.get_model(customer_id)  # makes it the most recently used
+        return respond(model, request)
+
+    async def _pin(self, customer_id: str) -> Holder[Model]:
+        """Return what the replica holds a model in. Without the model, it starts all the same."""
+        holder = self.loader.hold(customer_id)
+        try:
+            await self.loader.load(customer_id)
+            await self.get_model(customer_id)  # tells the router
+        except ServiceError as error:
+            logger.warning(f"Not pinned yet: {error}")
+        return holder
+
+
+def create_service_api(title: str) -> FastAPI:
+    """Return the HTTP side of a ModelService, for `serve.ingress`."""
+    api = create_api(title, DirectRoute)
+
+    @api.post(**PRODUCTION_ROUTE)
+    async def post_forecast(request: Request) -> Response:
+        """Forecast for the customer in the header `serve_multiplexed_model_id`."""
+        return await serve.get_replica_context().servable_object.answer_http(request)
+
+    return api

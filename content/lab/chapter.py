@@ -1,0 +1,41 @@
+"""What the chapters begin with: a trained fleet, a way to ask for it, one style for all plots."""
+
+import shutil
+import tempfile
+
+import matplotlib.pyplot as plt
+import requests
+
+import train_models
+from forecast_service.settings import StoreSettings
+from forecast_service.store import ModelStore
+
+SERVICE = "http://127.0.0.1:8000"
+NAMED = tuple(f"customer_{suffix}" for suffix in ("123", "456", "789", "abc", "def", "hij"))
+GREY, BLACK, BLUE, ORANGE = "0.55", "black", "tab:blue", "tab:orange"  # past, truth, ours, cold
+plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
+
+
+async def train_if_missing() -> None:
+    """Train the fleet on the Ray that runs, unless the store has a model for each customer."""
+    wanted = train_models.load_footfall()[0]
+    if not set(wanted) <= set(await ModelStore(create=True).list()):
+        train_models.main()
+
+
+def copy_of_store() -> ModelStore:
+    """Return a store in a new temporary folder, with the models of the local one, to be changed.
+
+    Raises FileNotFoundError if the store is not a folder.
+    """
+    folder = tempfile.mkdtemp(prefix="models-")
+    shutil.copytree(ModelStore().folder, folder, dirs_exist_ok=True)
+    return ModelStore(StoreSettings(model_store=folder))
+
+
+def ask(
+    customer_id: str, history: list[float], url: str = SERVICE, **headers: str
+) -> requests.Response:
+    """Ask the service for a customer's forecast."""
+    headers = {"serve_multiplexed_model_id": customer_id, **headers}
+    return requests.post(url, headers=headers, json={"sequence_data": history}, timeout=30)
