@@ -1,9 +1,8 @@
-"""What the chapters begin with: a trained fleet, a way to ask for it, one style for all plots."""
+"""What the chapters begin with: a trained fleet, and a way to ask for it."""
 
 import shutil
 import tempfile
 
-import matplotlib.pyplot as plt
 import requests
 
 import train_models
@@ -12,8 +11,6 @@ from forecast_service.store import ModelStore
 
 SERVICE = "http://127.0.0.1:8000"
 NAMED = tuple(f"customer_{suffix}" for suffix in ("123", "456", "789", "abc", "def", "hij"))
-GREY, BLACK, BLUE, ORANGE = "0.55", "black", "tab:blue", "tab:orange"  # past, truth, ours, cold
-plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
 
 async def train_if_missing() -> None:
