@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from forecast_service.artifact import to_bytes
 from forecast_service.model import HOLDOUT_DAYS, Scores, fit, score
-from forecast_service.settings import StoreSettings
+from forecast_service.settings import HOME, StoreSettings
 from forecast_service.store import ModelStore
 
 FOOTFALL = Path(__file__).with_name("data") / "footfall.npz"
@@ -95,7 +95,8 @@ def main() -> dict[str, Scores | str]:
     outcomes = train(*load_footfall())
     scores = np.array([outcome for outcome in outcomes.values() if isinstance(outcome, Scores)])
     mase, naive_mase, wape, coverage = np.nanmean(scores, axis=0)
-    print(f"{len(scores)} models in {StoreSettings().model_store}")
+    store = StoreSettings().model_store.removeprefix(f"{HOME.as_uri()}/")
+    print(f"{len(scores)} models in {store}")
     print(
         f"MASE {mase:.3f} (seasonal naive {naive_mase:.3f}), WAPE {wape:.1%}, "
         f"interval covers {coverage:.1%} of days"

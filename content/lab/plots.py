@@ -20,5 +20,6 @@ def describe(figure: Figure) -> str:
 
 
 if shell := get_ipython():  # in place of `<Figure size 900x405 with 6 Axes>`
+    plt.switch_backend(plt.get_backend())  # at its start it forgets how figures are shown
     text_formatter = shell.display_formatter.formatters["text/plain"]
     text_formatter.for_type(Figure, lambda figure, printer, cycle: printer.text(describe(figure)))
