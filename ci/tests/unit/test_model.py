@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from forecasting import (
+from forecast_service.model import (
     CALIBRATION_DAYS,
     COVERAGE,
     HOLDOUT_DAYS,

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-import load_test
-from load_test import main
-from traffic import (
+from forecast_service.settings import HOME
+from lab import load_test
+from lab.load_test import main
+from lab.traffic import (
     CONNECTION_ERROR,
     HISTORY_DAYS,
     TIMEOUT,
@@ -31,6 +32,7 @@ from traffic import (
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
 STALL_S = 0.4
+LOAD_TEST = sys.executable, "-m", "lab.load_test"  # from HOME
 ENOUGH_S = 30  # for anything here, on a slow machine: what takes longer hangs
 ids, histories = load_customers()
 
@@ -494,8 +496,10 @@ def test_a_threshold_on_what_could_not_be_measured_is_missed(service, bound):
 
 
 def test_a_missed_threshold_is_exit_code_1(service):
-    command = [sys.executable, load_test.__file__, "--url", service.url, "--requests", "5"]
-    done = subprocess.run([*command, "--min-rate", "1e6"], capture_output=True, timeout=ENOUGH_S)
+    command = [*LOAD_TEST, "--url", service.url, "--requests", "5"]
+    done = subprocess.run(
+        [*command, "--min-rate", "1e6"], cwd=HOME, capture_output=True, timeout=ENOUGH_S
+    )
     assert done.returncode == 1
     assert done.stderr.startswith(b"missed --min-rate 1e+06: measured")
 
@@ -504,9 +508,9 @@ def test_a_missed_threshold_is_exit_code_1(service):
 def test_ctrl_c_reports_what_was_measured(service, tmp_path, loop):
     service.answer = in_turn(*[status(200)] * 10, never)
     file = tmp_path / "report.json"
-    command = [sys.executable, load_test.__file__, "--url", service.url, "--json", str(file)]
+    command = [*LOAD_TEST, "--url", service.url, "--json", str(file)]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-    running = subprocess.Popen([*command, *loop], stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen([*command, *loop], cwd=HOME, stdout=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + ENOUGH_S
         while service.under_way < 4 and time.monotonic() < deadline:

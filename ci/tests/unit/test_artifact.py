@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from forecasting import HORIZON, LAGS, ForecastModel, Scores
-from model_artifact import CorruptModelError, _checksum, _split, from_bytes, to_bytes
+from forecast_service.artifact import _checksum, _split, from_bytes, to_bytes
+from forecast_service.errors import CorruptModelError
+from forecast_service.model import HORIZON, LAGS, ForecastModel, Scores
 
 SCORES = Scores(0.8, 1.0, 0.2, 0.8)
 
@@ -112,7 +113,7 @@ def test_a_tensor_too_many_is_refused_although_the_checksum_is_right(extra):
 
 
 def test_another_format_version_is_refused(monkeypatch):
-    monkeypatch.setattr("model_artifact.FORMAT_VERSION", "2")
+    monkeypatch.setattr("forecast_service.artifact.FORMAT_VERSION", "2")
     newer = to_bytes(make_model(), SCORES)
     monkeypatch.undo()
     with pytest.raises(CorruptModelError, match="format version is 2"):

@@ -10,29 +10,27 @@ from pathlib import Path
 
 import jwt
 import pytest
-from conftest import CONTENT
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tenants
-from model_store import CUSTOMER_ID
-from tenants import (
+from forecast_service import tokens
+from forecast_service.customer_ids import CUSTOMER_ID
+from forecast_service.errors import ForbiddenCustomerError, InvalidTokenError, MissingTokenError
+from forecast_service.settings import HOME
+from forecast_service.tokens import (
     AUDIENCE,
     LEEWAY_S,
     MAX_HEADER_CHARS,
     TENANT_HEADER,
     Customers,
-    ForbiddenCustomerError,
-    InvalidTokenError,
     Key,
     KeyFileError,
-    MissingTokenError,
     Tenants,
-    issue,
     read_key,
 )
+from lab.issue_token import issue
 
 SECRET = b"a secret of sixty-four bytes, long enough for SHA-512 as well, just so."
 PRIVATE = rsa.generate_private_key(65537, 2048)
@@ -144,22 +142,22 @@ def test_a_token_that_was_good_expires_all_the_same(monkeypatch):
     token = sign({"exp": int(time.time()) + 60})
     assert "acme_1" in TENANTS["HS256"].customers(token)
     later = time.time() + 60 + LEEWAY_S
-    monkeypatch.setattr(tenants.time, "time", lambda: later)
+    monkeypatch.setattr(tokens.time, "time", lambda: later)
     with pytest.raises(InvalidTokenError, match="expired"):
         TENANTS["HS256"].customers(token)
 
 
 def test_a_signature_is_checked_once_and_only_so_many_are_remembered(monkeypatch):
-    monkeypatch.setattr(tenants, "CACHED_TOKENS", 2)
+    monkeypatch.setattr(tokens, "CACHED_TOKENS", 2)
     checked = []
     decode = jwt.decode
     monkeypatch.setattr(jwt, "decode", lambda *a, **kw: checked.append(1) or decode(*a, **kw))
     fresh = Tenants(HS256)
-    tokens = [sign({"customers": [f"acme_{number}"]}) for number in range(3)]
-    for token in [tokens[0]] * 5:
+    signed = [sign({"customers": [f"acme_{number}"]}) for number in range(3)]
+    for token in [signed[0]] * 5:
         fresh.customers(token)
     assert len(checked) == 1
-    for token in (*tokens, tokens[0]):
+    for token in (*signed, signed[0]):
         fresh.customers(token)
     assert len(checked) == 4
 
@@ -280,16 +278,13 @@ def test_the_file_decides_on_the_algorithm(tmp_path):
     assert read_key(file) == HS256
 
 
-def test_it_is_off_unless_there_is_a_key_and_never_by_mistake(monkeypatch, tmp_path):
-    monkeypatch.delenv("TENANT_KEY", raising=False)
-    assert Tenants.from_environment() is None
-    for mistake in "", "no/such/file", str(tmp_path):
-        monkeypatch.setenv("TENANT_KEY", mistake)
+def test_it_is_off_unless_there_is_a_key_and_never_by_mistake(tmp_path):
+    assert Tenants.of(None) is None
+    for mistake in tmp_path / "no/such/file", tmp_path:
         with pytest.raises(KeyFileError, match="cannot read"):
-            Tenants.from_environment()
+            Tenants.of(mistake)
     (tmp_path / "key").write_bytes(SECRET)
-    monkeypatch.setenv("TENANT_KEY", str(tmp_path / "key"))
-    assert "acme_1" in Tenants.from_environment().customers(sign({}))
+    assert "acme_1" in Tenants.of(tmp_path / "key").customers(sign({}))
 
 
 def test_the_service_takes_no_private_key():
@@ -297,9 +292,9 @@ def test_the_service_takes_no_private_key():
         Tenants(RS256)
 
 
-def run_issue(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, CONTENT / "tenants.py", "issue", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+def run_issue(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lab.issue_token", *map(str, arguments)]
+    return subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("algorithm", ISSUERS)
@@ -311,12 +306,6 @@ def test_the_command_issues_a_good_token(tmp_path, algorithm):
     assert "acme_1" in allowed and "customer_123" in allowed and "beta_1" not in allowed
     claims = jwt.decode(token, options={"verify_signature": False})
     assert claims["exp"] - claims["iat"] == 2 * 24 * 60 * 60
-
-
-def test_the_command_takes_the_services_own_secret_by_default(tmp_path):
-    (tmp_path / "key").write_bytes(SECRET)
-    done = run_issue("acme_*", TENANT_KEY=str(tmp_path / "key"))
-    assert "acme_1" in TENANTS["HS256"].customers(f"Bearer {done.stdout.strip()}")
 
 
 def test_what_the_command_cannot_do_it_says_in_a_line(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_model_artifact import ARTIFACT, SCORES, make_model
+from test_artifact import ARTIFACT, SCORES, make_model
 
+from forecast_service.artifact import SHAPES, _checksum, from_bytes, to_bytes
+from forecast_service.errors import CorruptModelError
 from fuzzing import fuzz, json_values
-from model_artifact import SHAPES, CorruptModelError, _checksum, from_bytes, to_bytes
 
 MODEL = from_bytes(ARTIFACT, "customer_123")
 HEADER_END = 8 + int.from_bytes(ARTIFACT[:8], "little")

@@ -8,18 +8,18 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from conftest import CONTENT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capacity import (
+from forecast_service.settings import HOME
+from lab.capacity import (
     BYTES_PER_MODEL,
     che_hit_rates,
     lru_hit_rates,
     resident_bytes,
     smallest_cache,
 )
-from traffic import zipf_popularity, zipf_trace
+from lab.traffic import zipf_popularity, zipf_trace
 
 CUSTOMERS, REQUESTS = 300, 60_000
 
@@ -38,10 +38,8 @@ def naive_hits(trace: list[int], size: int) -> list[bool]:
 
 def table(*arguments: str) -> list[list[str]]:
     """Run the command line. Returns the cells of the rows that it prints."""
-    command = [sys.executable, "capacity.py", "--requests", "50000", *arguments]
-    done = subprocess.run(
-        command, cwd=CONTENT, check=True, timeout=60, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "lab.capacity", "--requests", "50000", *arguments]
+    done = subprocess.run(command, cwd=HOME, check=True, timeout=60, capture_output=True, text=True)
     return [line.replace("%", "").split() for line in done.stdout.splitlines()[1:]]
 
 
@@ -161,6 +159,6 @@ def test_the_plan_for_several_replicas_adds_up():
     ],
 )
 def test_a_plan_that_cannot_be_made_says_what_to_do(arguments, says):
-    command = [sys.executable, "capacity.py", *arguments]
-    done = subprocess.run(command, cwd=CONTENT, timeout=60, capture_output=True, text=True)
+    command = [sys.executable, "-m", "lab.capacity", *arguments]
+    done = subprocess.run(command, cwd=HOME, timeout=60, capture_output=True, text=True)
     assert done.returncode == 2 and re.search(says, done.stderr)

@@ -5,8 +5,9 @@ import gc
 
 import pytest
 
-from model_loader import ModelLoader
-from model_store import Artifact, StoreUnavailableError
+from forecast_service.errors import StoreUnavailableError
+from forecast_service.loader import ModelLoader
+from forecast_service.store import Artifact
 
 
 class Model:

@@ -10,27 +10,34 @@ from collections.abc import Iterator
 import numpy as np
 import obstore
 import pytest
-from fastapi import HTTPException, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_model_artifact import ARTIFACT
+from test_artifact import ARTIFACT
 
-from forecasting import HORIZON, SEASON
-from fuzzing import fuzz, json_values
-from http_contract import (
+from forecast_service.artifact import from_bytes
+from forecast_service.contract import (
     MAX_FAULTS,
     MAX_HISTORY,
     MAX_VALUE,
     ForecastRequest,
-    InvalidHistoryError,
     read_body,
     report_faults,
     respond,
 )
-from model_artifact import from_bytes
-from model_store import CUSTOMER_ID, InvalidCustomerIdError, ModelStore, UnknownCustomerError
-from proxy_guard import MAX_BODY_BYTES
+from forecast_service.customer_ids import CUSTOMER_ID
+from forecast_service.errors import (
+    BodyTooLargeError,
+    InvalidCustomerIdError,
+    InvalidHistoryError,
+    UnknownCustomerError,
+)
+from forecast_service.model import HORIZON, SEASON
+from forecast_service.proxy_guard import MAX_BODY_BYTES
+from forecast_service.settings import StoreSettings
+from forecast_service.store import ModelStore
+from fuzzing import fuzz, json_values
 
 MODEL = from_bytes(ARTIFACT, "customer_123")
 HOSTILE = ["..", ".", "/", "\\", "%2e", "%2f", "\0", "\n", "\r", "~", ":", "file://", "*", " "]
@@ -49,7 +56,7 @@ def empty_store(tmp_path) -> ModelStore:
     for folder in tmp_path, tmp_path / "secret", tmp_path / "store":
         folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"secret")
-    return ModelStore(str(tmp_path / "store"))
+    return ModelStore(StoreSettings(model_store=str(tmp_path / "store")))
 
 
 @fuzz
@@ -166,8 +173,8 @@ def test_a_body_of_any_bytes_is_a_good_request_or_a_named_error(body):
     except RequestValidationError as error:
         assert len(body) <= MAX_BODY_BYTES
         require_named_faults(error)
-    except HTTPException as error:
-        assert error.status_code == 413 and len(body) > MAX_BODY_BYTES
+    except BodyTooLargeError:
+        assert len(body) > MAX_BODY_BYTES
     else:
         require_answer(request)
 

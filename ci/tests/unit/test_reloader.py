@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 
-from model_artifact import CorruptModelError
-from model_loader import ModelLoader
-from model_reloader import CHECKS_AT_ONCE, ModelReloader
-from model_store import Artifact, StoreUnavailableError, UnknownCustomerError
+from forecast_service.errors import CorruptModelError, StoreUnavailableError, UnknownCustomerError
+from forecast_service.loader import ModelLoader
+from forecast_service.reloader import CHECKS_AT_ONCE, ModelReloader
+from forecast_service.store import Artifact
 
 CHECK_S = 30.0
 
@@ -339,7 +339,7 @@ def test_checks_that_cannot_keep_up_say_what_to_do(caplog):
             await asyncio.sleep(10 * CHECK_S)
 
     run(scenario)
-    assert "raise RELOAD_CHECK_S" in warnings(caplog)[0]
+    assert "raise reload_check_s" in warnings(caplog)[0]
 
 
 def test_a_model_that_nobody_holds_is_not_checked():

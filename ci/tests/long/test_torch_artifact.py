@@ -5,12 +5,15 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 
-from forecasting import HORIZON, LAGS, Scores
-from model_artifact import CorruptModelError
-from torch_artifact import from_bytes, to_bytes
-from torch_forecaster import TorchForecaster, fit
+from forecast_service.errors import CorruptModelError
+from forecast_service.model import HORIZON, LAGS, Scores
+from train_models import load_footfall
+
+torch = pytest.importorskip("torch", reason="pip install -r chapters/requirements_pytorch_s3.txt")
+
+from torch_models.artifact import from_bytes, to_bytes  # noqa: E402
+from torch_models.forecaster import TorchForecaster, fit  # noqa: E402
 
 SCORES = Scores(0.8, 1.0, 0.2, 0.8)
 
@@ -106,9 +109,9 @@ def test_a_pickle_in_its_place_is_refused_and_never_opened(content, tmp_path):
     assert witness.exists(), "the attack was none: nothing was shown"
 
 
-def test_a_fit_sees_nothing_after_its_days_and_leaves_the_random_state_alone(footfall):
+def test_a_fit_sees_nothing_after_its_days_and_leaves_the_random_state_alone():
     torch.set_num_threads(1)
-    rows = footfall[2][:3, :700]
+    rows = load_footfall()[2][:3, :700]
     before = torch.random.get_rng_state()
     one, same = fit(rows, seed=1), fit(rows.copy(), seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
