@@ -1,25 +1,28 @@
-"""Export the tutorial as the files that the template console's repository wants.
+"""Export the tutorial and its chapters as the files that the template console's repository wants.
 
     python ci/export_template.py OUTPUT_FOLDER [--name NAME] [--repository OWNER/NAME]
 
 OUTPUT_FOLDER then holds, to be copied into a clone of that repository:
 
     BUILD.yaml            the entry to append to the repository's BUILD.yaml
-    templates/NAME/       README.ipynb, which is the notebook without its outputs, and README.md as
-                          nbconvert renders it; the companion, code and data, the requirements and
+    templates/NAME/       README.ipynb, which is the tutorial without its outputs, and README.md as
+                          nbconvert renders it; the chapters, code and data, the requirements and
                           their lock
-    tests/NAME/tests.sh   runs README.ipynb, in one folder with the template
+    tests/NAME/tests.sh   runs README.ipynb and the chapters, in one folder with the template
     configs/NAME/         aws.yaml and gce.yaml, the machines
 
-A cell with the tag `repository-only` stays here: it is about what the template does not have.
+A cell with the tag `repository-only` stays here: it is about what the template does not have. The
+template gets instead: two buttons, how to get its code, and how to install what it needs.
 """
 
 import argparse
 import posixpath
 import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
+import mistune
 import nbformat
 import yaml
 from nbconvert import MarkdownExporter
@@ -32,28 +35,61 @@ CONTENT = CI.parent / "content"
 NAME = r"[a-z0-9_-]+"
 TIMEOUT_S = 30 * 60  # of the test, in the console
 
-SHIPPED = "*.py", "*.proto", "*.yaml", "*.json", "*.txt", "Dockerfile", "data/*", "images/*.svg"
-GENERATED = "*_pb2*.py"  # by the notebook
+SHIPPED = (
+    "*.py",
+    "*/*.py",
+    "*.proto",
+    "*.yaml",
+    "chapters/*.txt",
+    "chapters/images/*.svg",
+    "data/*",
+    "deploy/*",
+    "images/*.svg",
+)
+GENERATED = "*_pb2*.py"  # by a chapter
 PROSE = ".md", ".txt"
 REPOSITORY_ONLY = "repository-only"
 
 MOVED = {  # what lies elsewhere in the template, as the tutorial's texts call it
-    r"(?<![\w./-])(?:content/|\.\./(?=requirements\.txt))": "",
-    r"(?<![\w./-])notebook\.ipynb": "README.ipynb",
+    r"(?<![\w./-])content/(?=\w)": "",
+    r"`content/?`|(?<![\w./-])content/": "the template's folder",
+    r"(?<![\w./-])(?:\.\./)+(?=requirements\.txt)": "",
+    r"(?<![\w.-])notebook\.ipynb": "README.ipynb",
 }
-OUTSIDE = re.compile(r"(?<![\w./-])(?:\.\./|ci/|convert_to_md)[\w./]*")
+OUTSIDE = re.compile(r"(?<![\w./-])(?:(?:ci/|convert_to_md)[\w./]*|(?:\.\./)+[\w./-]*)")
 LINK = re.compile(r"""(\]\(|<img\s[^>]*?src=["'])([^)\s"'#:]+)(?=[)\s"'#])""")
 PICTURES = ".svg", ".png", ".jpg", ".gif"
+TIME_TO_COMPLETE = re.compile(r"Time to complete\W+\d+ min", re.IGNORECASE)
 
+BUTTONS = """\
+<div align="left">
+<a target="_blank" href="https://console.anyscale.com/template-preview/{name}"><img alt="Run on Anyscale" src="https://img.shields.io/badge/%F0%9F%9A%80_Run_on-Anyscale-9hf"></a>&nbsp;
+<a href="https://github.com/{repository}/tree/main/templates/{name}" role="button"><img alt="View on GitHub" src="https://img.shields.io/static/v1?label=&message=View%20On%20GitHub&color=586069&logo=github&labelColor=2f363d"></a>&nbsp;
+</div>"""  # noqa: E501
+GET_THE_CODE = """\
+## Get the code
+
+A workspace that was launched from the template has it. Elsewhere, clone this template alone:
+
+```bash
+git clone --depth 1 --filter=blob:none --sparse https://github.com/{repository} {name}
+cd {name}
+git sparse-checkout set templates/{name}
+cd templates/{name}
+```"""
 SET_UP = """\
 ## Set up the workspace
 
-Install what the tutorial needs and the workspace lacks, in the versions it was tested with:"""
+Install what the notebook needs and the workspace lacks, in the versions it was tested with:"""
 INSTALL = f"""\
 import subprocess
 import sys
+from pathlib import Path
 
-install = f"uv pip install --quiet --python {{sys.executable}} --require-hashes -r {LOCK.name}"
+lock = Path("{LOCK.name}")
+if not lock.exists():  # the notebook lies in a folder of its own
+    lock = ".." / lock
+install = f"uv pip install --quiet --python {{sys.executable}} --require-hashes -r {{lock}}"
 subprocess.run(install.split(), check=True)"""
 
 
@@ -72,14 +108,29 @@ def stripped_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+class Pictures(HTMLParser):
+    """Finds the address of each picture that a Markdown text shows."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses = []
+        self.feed(mistune.html(text))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.addresses.append(dict(attributes).get("src") or "")
+
+
 class Prose:
     """Turns what a text of this repository says of its files into what is so in the template.
 
-    Links become absolute, because the console shows texts where nothing lies beside them.
+    Links become absolute, because the console shows texts where nothing lies beside them. Those to
+    notebooks stay: whoever follows one in a workspace wants to run it there.
     """
 
     def __init__(self, files: set[str], name: str, repository: str):
         self._files = files
+        self._folders = {posixpath.dirname(path) for path in files}
         self._picture_url = f"https://raw.githubusercontent.com/{repository}/main/templates/{name}/"
         self._page_url = f"https://github.com/{repository}/blob/main/templates/{name}/"
 
@@ -87,25 +138,50 @@ class Prose:
         """Return a text's version for the template; `place` names it, `folder` is where it lies.
 
         Raises:
-            ExportError: if it speaks of a file that the template does not have.
+            ExportError: if it speaks of a file that the template does not have, or shows a picture
+                whose address is not absolute.
         """
         for pattern, path in MOVED.items():
             text = re.sub(pattern, path, text)
 
+        def from_top(path: str) -> str:
+            return posixpath.normpath(posixpath.join(folder, path))
+
         def absolute(link: re.Match) -> str:
-            path = posixpath.normpath(posixpath.join(folder, link[2]))
+            path = from_top(link[2])
             if path not in self._files:
                 raise ExportError(f"{place} links to {link[2]}, which the template does not have")
+            if path.endswith(".ipynb"):
+                return link[0]
             url = self._picture_url if path.endswith(PICTURES) else self._page_url
             return f"{link[1]}{url}{path}"
 
         text = LINK.sub(absolute, text)
-        if outside := OUTSIDE.search(text):
-            raise ExportError(
-                f"{place} speaks of {outside[0]}, which the template does not have: word it "
-                f"otherwise (a cell can be left out, by the tag {REPOSITORY_ONLY})"
-            )
+        for outside in OUTSIDE.findall(text):
+            if from_top(outside.rstrip(".")) not in {*self._files, *self._folders, "."}:
+                raise ExportError(
+                    f"{place} speaks of {outside}, which the template does not have: word it "
+                    f"otherwise (a cell can be left out, by the tag {REPOSITORY_ONLY})"
+                )
+        for address in Pictures(text).addresses:
+            if not address.startswith("https://"):
+                raise ExportError(f"{place} shows {address}: a picture needs an absolute address")
         return text
+
+
+def give_title(cell: nbformat.NotebookNode, name: str, repository: str) -> None:
+    """Put the buttons below the title, in the cell that a README begins with.
+
+    Raises:
+        ExportError: if the cell lacks a title or the time that the tutorial takes.
+    """
+    title, _, rest = cell.source.partition("\n")
+    if not title.startswith("# "):
+        raise ExportError("the tutorial's first cell does not begin with a title: # Serve ...")
+    if not TIME_TO_COMPLETE.search(rest):
+        raise ExportError("the tutorial's first cell does not say: Time to complete: 20 min")
+    buttons = BUTTONS.format(name=name, repository=repository)
+    cell.source = f"{title}\n\n{buttons}\n\n{rest.lstrip()}"
 
 
 def build_template(name: str, repository: str) -> dict[str, bytes]:
@@ -113,17 +189,19 @@ def build_template(name: str, repository: str) -> dict[str, bytes]:
 
     Raises:
         StaleLockError: if the lock is not one of requirements.txt.
-        ExportError: if a text speaks of what the template does not have.
+        ExportError: if a text speaks of what the template does not have, shows a picture whose
+            address is not absolute, or lacks what the console wants.
     """
     files = {
         "requirements.txt": template_requirements().encode(),
         LOCK.name: checked_lock().encode(),
     }
     for path in (path for pattern in SHIPPED for path in sorted(CONTENT.glob(pattern))):
-        if not path.match(GENERATED):
+        if path.is_file() and not path.match(GENERATED):
             files[path.relative_to(CONTENT).as_posix()] = path.read_bytes()
-    notebooks = {path.name: stripped_notebook(path) for path in sorted(CONTENT.glob("*.ipynb"))}
-    readme = notebooks["README.ipynb"] = notebooks.pop("notebook.ipynb")
+    notebooks = {"README.ipynb": stripped_notebook(CONTENT / "notebook.ipynb")}
+    for path in sorted(CONTENT.glob("chapters/*.ipynb")):
+        notebooks[path.relative_to(CONTENT).as_posix()] = stripped_notebook(path)
 
     prose = Prose({*files, *notebooks, "README.md"}, name, repository)
     for path in [path for path in files if path.endswith(PROSE)]:
@@ -132,11 +210,16 @@ def build_template(name: str, repository: str) -> dict[str, bytes]:
     for path, notebook in notebooks.items():
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
-                cell.source = prose.adapt(cell.source, f"cell {cell.id} of {path}")
-    readme.cells[1:1] = [
-        new_markdown_cell(SET_UP, id="set-up"),
-        new_code_cell(INSTALL, id="install"),
-    ]
+                place = f"cell {cell.id} of {path}"
+                cell.source = prose.adapt(cell.source, place, posixpath.dirname(path))
+        notebook.cells[1:1] = [
+            new_markdown_cell(SET_UP, id="set-up"),
+            new_code_cell(INSTALL, id="install"),
+        ]
+    readme = notebooks["README.ipynb"]
+    give_title(readme.cells[0], name, repository)
+    get_the_code = GET_THE_CODE.format(name=name, repository=repository)
+    readme.cells.insert(1, new_markdown_cell(get_the_code, id="get-the-code"))
     files |= {path: (nbformat.writes(book) + "\n").encode() for path, book in notebooks.items()}
     files["README.md"] = MarkdownExporter().from_notebook_node(readme)[0].encode()
     return files

@@ -20,7 +20,11 @@ def files_in(folder: Path) -> list[str]:
 
 
 def notebooks(template: Path) -> dict[str, nbformat.NotebookNode]:
-    return {path.name: nbformat.read(path, as_version=4) for path in template.glob("*.ipynb")}
+    """Return the notebooks by their paths in the template."""
+    return {
+        path.relative_to(template).as_posix(): nbformat.read(path, as_version=4)
+        for path in sorted(template.rglob("*.ipynb"))
+    }
 
 
 def sources(template: Path, cell_type: str) -> list[str]:
@@ -28,7 +32,14 @@ def sources(template: Path, cell_type: str) -> list[str]:
     return [cell.source for cell in cells if cell.cell_type == cell_type]
 
 
-def prose(template: Path) -> list[str]:
-    """Return all that is there to be read, without README.md, which repeats its notebook."""
-    files = *template.glob("*.txt"), *template.glob("data/*.md")
-    return [path.read_text() for path in files] + sources(template, "markdown")
+def prose(template: Path) -> list[tuple[str, str]]:
+    """Return the folder and the text of all that is there to be read.
+
+    Without README.md, which repeats its notebook.
+    """
+    files = (*template.glob("*.txt"), *template.glob("chapters/*.txt"), *template.glob("data/*.md"))
+    texts = [(path.parent.relative_to(template).as_posix(), path.read_text()) for path in files]
+    for name, notebook in notebooks(template).items():
+        folder = Path(name).parent.as_posix()
+        texts += [(folder, c.source) for c in notebook.cells if c.cell_type == "markdown"]
+    return texts

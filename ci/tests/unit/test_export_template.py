@@ -23,10 +23,11 @@ import export_template
 import template_lock
 from template_files import TEMPLATE_NAME, files_in, notebooks, prose, run_export
 
-pytest_plugins = ["template_files"]
+pytest_plugins = ["exported_template"]
 
 CONTENT = export_template.CONTENT
 RAW = f"https://raw.githubusercontent.com/anyscale/templates/main/templates/{TEMPLATE_NAME}/"
+WAY = f"{RAW}images/request.svg"
 PAGE = f"https://github.com/anyscale/templates/blob/main/templates/{TEMPLATE_NAME}/"
 
 
@@ -312,7 +313,7 @@ def test_a_cell_about_what_the_template_lacks_is_named_unless_it_stays_out(
     [
         ("notebook.ipynb", "[fleet](chapters/01_fleet.ipynb)", "[fleet](chapters/01_fleet.ipynb)"),
         ("chapters/01_fleet.ipynb", "[tutorial](../notebook.ipynb)", "[tutorial](../README.ipynb)"),
-        ("notebook.ipynb", "![way](images/request.svg)", f"![way]({RAW}images/request.svg)"),
+        ("notebook.ipynb", "![way](images/request.svg)", f"![way]({WAY})"),
         (
             "notebook.ipynb",
             '<img src="images/request.svg">',

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 import template_lock
 from template_files import files_in, notebooks, sources
 
-pytest_plugins = ["template_files"]
+pytest_plugins = ["exported_template"]
 
 FILE = r"[\w-][\w./-]*\.(?:py|proto|yaml|json|npz|txt|lock|log)"
 
