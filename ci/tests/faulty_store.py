@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import threading
 from collections import Counter
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -15,12 +16,21 @@ class FaultyStore:
         self.artifacts: dict[str, bytes] = {}  # by customer id
         self.delay_s = 0.0
         self.down = False
+        self.at_once = 0  # requests under way
+        self.most_at_once = 0
         self.reads = Counter()  # requests for an artifact, by customer id
         self.checks = Counter()  # requests for an artifact if it is another one by now
         self.bodies = Counter()  # artifacts sent
         self._ready = threading.Event()
         threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
         assert self._ready.wait(10), "the store did not start"
+
+    def repair(self, artifacts: Mapping[str, bytes]) -> None:
+        """Answer at once again, with these artifacts, and begin to count anew."""
+        self.artifacts, self.delay_s, self.down = dict(artifacts), 0.0, False
+        self.most_at_once = 0
+        for count in self.reads, self.checks, self.bodies:
+            count.clear()
 
     async def _serve(self) -> None:
         app = web.Application()
@@ -37,7 +47,12 @@ class FaultyStore:
         customer_id = request.match_info["customer_id"]
         known = request.headers.get("If-None-Match")
         (self.checks if known else self.reads)[customer_id] += 1
-        await asyncio.sleep(self.delay_s)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(self.delay_s)
+        finally:  # also if the client has gone
+            self.at_once -= 1
         if self.down:
             return web.Response(status=500)
         data = self.artifacts.get(customer_id)

@@ -1,9 +1,9 @@
 """How long the fuzz tests search, and from where.
 
-    FUZZ_EXAMPLES=5000 FUZZ_SEED=1 pytest ci/tests/test_fuzz_*.py
+    FUZZ_EXAMPLES=5000 FUZZ_SEED=1 pytest ci/tests/unit/test_fuzz_*.py
 
 Environment:
-    FUZZ_EXAMPLES  inputs that each test tries; default 100
+    FUZZ_EXAMPLES  inputs that each test tries; default 100, on the live service 25
     FUZZ_SEED      a run with the same one tries the same inputs; default 0
 """
 
@@ -26,10 +26,10 @@ json_values = st.recursive(
 )
 
 
-def fuzz(test: Callable) -> Callable:
-    """Run a Hypothesis test with EXAMPLES from SEED; an input that takes HANG_S fails it."""
+def fuzz(test: Callable, examples: int = EXAMPLES) -> Callable:
+    """Run a Hypothesis test with `examples` from SEED; an input that takes HANG_S fails it."""
     how = settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=timedelta(seconds=HANG_S),
         database=None,
         phases=set(Phase) - {Phase.explain},  # which takes longer than the search

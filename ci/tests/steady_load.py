@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from traffic import CACHE_OUTCOME, forecast_request
+from lab.traffic import CACHE_OUTCOME, forecast_request
 
 TIMEOUT_S = 15  # of a try
 PAUSE_S = 0.5  # before the next one, where no answer says how long

@@ -1,18 +1,21 @@
-"""Tenants kept apart on the live service: by HTTP, handle, portfolio and gRPC."""
+"""Tenants kept apart on the production service: by HTTP, handle, portfolio and gRPC."""
 
-from pathlib import Path
+from contextlib import suppress
 
 import grpc
 import numpy as np
 import pytest
-import ray
 import requests
-from conftest import FAST, GRPC_PORT, MODELS_PER_REPLICA, NAMED, SERVICE, STORE_TIMEOUT_S
+from live_service import SERVICE, LogWatch
 from ray import serve
 
-from model_artifact import from_bytes
-from notebook_tools import launch
-from tenants import TENANT_HEADER, ForbiddenCustomerError, Key, MissingTokenError, issue
+from forecast_service.artifact import from_bytes
+from forecast_service.errors import ForbiddenCustomerError, MissingTokenError
+from forecast_service.settings import TokenSettings
+from forecast_service.tokens import TENANT_HEADER, Key
+from lab.chapter import NAMED
+from lab.issue_token import issue
+from lab.serving import launch, wait_until
 
 SECRET = "of the tenants' tests, and nowhere else to be seen"
 OWN, OWN_WITHOUT_MODEL = "customer_0021", "customer_002"
@@ -28,23 +31,17 @@ TAMPERED = f"{TENANT[:-4]}AAAA"
 
 
 @pytest.fixture(scope="module")
-def tenants(live_store, tmp_path_factory) -> None:
-    """The live service wants tokens, and so does a second portfolio, /keyed."""
+def tenants(live_store, endpoints, launch_production, tmp_path_factory) -> None:
+    """The service wants tokens, and so does a second portfolio, /keyed."""
+    import serve_portfolio
+
     key = tmp_path_factory.mktemp("tenants") / "key"
     key.write_text(f"{SECRET}\n")
-    settings = {
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "MODEL_STORE": live_store.url,
-        "MODELS_PER_REPLICA": MODELS_PER_REPLICA,
-        "STORE_TIMEOUT_S": STORE_TIMEOUT_S,
-        "RELOAD_CHECK_S": 0,
-    }
-    keyed = "serve_portfolio:app", "keyed", "/keyed"
-    launch("serve_forecast_multiplex:app", TENANT_KEY=key, **settings)
-    launch(*keyed, TENANT_KEY=key, **settings)
+    launch_production(tenant_key=key)
+    launch(serve_portfolio.app(TokenSettings(tenant_key=key)), "keyed", "/keyed")
     yield
     serve.delete("keyed")
-    launch("serve_forecast_multiplex:app", **settings)
+    launch_production()
 
 
 @pytest.fixture
@@ -75,22 +72,14 @@ def ask_portfolio(tenants, store, histories):
 
 
 @pytest.fixture
-def ask_grpc(tenants, store, histories):
+def call_as(tenants, ask_grpc, histories):
     """Ask by gRPC, as a tenant."""
-    import forecast_pb2
-    import forecast_pb2_grpc
 
-    with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
-        stub = forecast_pb2_grpc.ForecastServiceStub(channel)
+    def call_as(authorization: str | None, customer_id: str):
+        metadata = [(TENANT_HEADER, authorization)] if authorization else []
+        return ask_grpc(customer_id, histories[OTHERS], *metadata)
 
-        def ask_grpc(authorization: str | None, customer_id: str):
-            request = forecast_pb2.ForecastRequest(sequence_data=histories[OTHERS])
-            metadata = [("application", "grpc"), ("multiplexed_model_id", customer_id)]
-            if authorization:
-                metadata.append((TENANT_HEADER, authorization))
-            return stub.Forecast(request, metadata=metadata, timeout=30)
-
-        yield ask_grpc
+    return call_as
 
 
 @pytest.fixture
@@ -115,7 +104,7 @@ def test_a_tenant_gets_the_forecasts_of_its_own_customers(ask_as, expected):
         ("Bearer caf\xe9".encode("latin-1"), 'Bearer realm="forecasts", error="invalid_token"'),
     ],
 )
-def test_without_a_good_token_everything_is_a_401_before_any_load(
+def test_without_a_valid_token_everything_is_a_401_before_any_load(
     ask_as, store, authorization, challenge
 ):
     answers = [ask_as(authorization, name) for name in (OWN, OTHERS, NOBODYS, "../etc", None)]
@@ -124,10 +113,10 @@ def test_without_a_good_token_everything_is_a_401_before_any_load(
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == challenge
         assert TENANT_HEADER in answer.json()["detail"] or "not valid" in answer.json()["detail"]
-    assert not store.reads, "a request without a good token reached the store"
+    assert not store.reads, "a request without a valid token reached the store"
 
 
-def test_without_a_good_token_a_large_body_is_a_401_too(ask_as):
+def test_without_a_valid_token_a_large_body_is_a_401_too(ask_as):
     assert ask_as(None, OWN, b"[" * 10_000_000).status_code == 401
 
 
@@ -163,7 +152,9 @@ def test_what_is_a_tenants_own_business_is_answered_as_ever(ask_as):
     assert ask_as(TENANT, OWN, {"sequence_data": [1, 2]}).status_code == 422
 
 
-def test_a_door_that_has_no_key_is_closed_by_the_service_behind_it(ask_portfolio, store, expected):
+def test_an_endpoint_that_has_no_key_is_closed_by_the_service_behind_it(
+    ask_portfolio, store, expected
+):
     for authorization in None, TAMPERED:
         parts = ask_portfolio(authorization, "portfolio").json()["parts"]
         assert {part["status"] for part in parts.values()} == {401}
@@ -173,7 +164,7 @@ def test_a_door_that_has_no_key_is_closed_by_the_service_behind_it(ask_portfolio
     assert parts[OTHERS] == parts[NOBODYS] == {"status": 403, "detail": parts[OTHERS]["detail"]}
 
 
-def test_a_portfolio_with_the_key_turns_away_who_has_no_good_token(ask_portfolio, expected):
+def test_a_portfolio_with_the_key_turns_away_who_has_no_valid_token(ask_portfolio, expected):
     for authorization in None, TAMPERED:
         answer = ask_portfolio(authorization, "keyed")
         assert answer.status_code == 401
@@ -184,12 +175,12 @@ def test_a_portfolio_with_the_key_turns_away_who_has_no_good_token(ask_portfolio
     assert parts[OTHERS] == parts[NOBODYS] == {"status": 403, "detail": parts[OTHERS]["detail"]}
 
 
-def test_the_grpc_door_wants_a_token_and_tells_nobodys_from_anothers_no_more(ask_grpc, expected):
-    assert list(ask_grpc(TENANT, OWN).forecast) == expected
+def test_the_grpc_endpoint_wants_a_token_and_tells_nobodys_from_anothers_no_more(call_as, expected):
+    assert list(call_as(TENANT, OWN).forecast) == expected
     refused = {}
     for asked in (None, OWN), (TAMPERED, OWN), (TENANT, OTHERS), (TENANT, NOBODYS):
         with pytest.raises(grpc.RpcError) as raised:
-            ask_grpc(*asked)
+            call_as(*asked)
         refused[asked] = raised.value.code(), raised.value.details()
     codes = [code for code, _ in refused.values()]
     assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 2 + [grpc.StatusCode.PERMISSION_DENIED] * 2
@@ -214,29 +205,22 @@ def test_the_openapi_document_asks_for_the_token(tenants, path):
     document = requests.get(f"{SERVICE}{path}/openapi.json", timeout=30).json()
     (operation,) = document["paths"]["/"].values()
     assert {"401", "403"} <= set(operation["responses"])
-    ((name, _),) = operation["security"][0].items()
-    scheme = document["components"]["securitySchemes"][name]
-    assert (scheme["type"], scheme["in"], scheme["name"]) == ("apiKey", "header", TENANT_HEADER)
+    assert TENANT_HEADER in [parameter["name"] for parameter in operation["parameters"]]
 
 
-@pytest.mark.skipif(FAST, reason="Ray writes logs in large batches there, later")
-def test_logs_hold_no_secret_no_token_and_no_stack_trace(ask_as, ask_portfolio, ask_grpc):
-    logs = Path(ray.init(ignore_reinit_error=True).address_info["session_dir"]) / "logs"
-
-    def sizes() -> dict[Path, int]:
-        return {path: path.stat().st_size for path in logs.rglob("*") if path.is_file()}
-
-    before = sizes()
+def test_logs_hold_no_secret_no_token_and_no_stack_trace(
+    session_dir, tenants, ask_as, ask_portfolio, call_as
+):
+    log, cold = LogWatch(session_dir), "customer_0029"
     for authorization in TENANT, TAMPERED, None:
-        for customer_id in OWN, OTHERS, OWN_WITHOUT_MODEL:
+        for customer_id in cold, OTHERS, OWN_WITHOUT_MODEL:
             ask_as(authorization, customer_id)
         for path in "portfolio", "keyed":
             ask_portfolio(authorization, path)
-        with pytest.raises(grpc.RpcError):
-            ask_grpc(authorization, OTHERS)
-    new = b"".join(path.read_bytes()[before.get(path, 0) :] for path in sizes())
-    assert b"POST / 401" in new, "the logs are not those of these requests"
-    assert b"Traceback" not in new
-    ever = b"".join(path.read_bytes() for path in sizes())
+        with suppress(grpc.RpcError):
+            call_as(authorization, OTHERS)
+    wait_until(lambda: f"Cold load of {cold}" in log.new("replica_*.log"), "the load is logged")
+    assert "Traceback" not in log.new("replica_*.log") + log.new("proxy_*.log")
+    ever = log.ever()
     for secret in SECRET, TENANT.rpartition(".")[2], TAMPERED.rpartition(".")[2]:
         assert secret.encode() not in ever

@@ -1,31 +1,36 @@
-"""Whatever is sent to the live service, the answer is one that its OpenAPI document names.
+"""Whatever is sent to the live services, the answer is one that their OpenAPI documents name.
 
-fuzzing.py says how much is sent. The store and its models are good here, so no 5xx is right.
+FUZZ_EXAMPLES says how much is sent: by default little, the long tier goes deeper. The store and its
+models are good here, so no 5xx is right.
 """
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import requests
 import schemathesis
-from conftest import FAST, NAMED, SERVICE
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.util.state import list_actors
+from live_service import FAST, HOST, ON_BOTH, PORT, SERVICE, right_answer, serving
 from schemathesis import Case, GenerationMode
 
-from fuzzing import EXAMPLES, SEED, fuzz, json_values
-from http_contract import MODEL_ID_HEADER, ForecastRequest, respond
-from model_artifact import from_bytes
-from proxy_guard import DECODED_HEADERS
+from forecast_service.customer_ids import MODEL_ID_HEADER
+from forecast_service.proxy_guard import DECODED_HEADERS
+from fuzzing import SEED, json_values
+from fuzzing import fuzz as fuzz_with
+from lab.chapter import NAMED
 
-PATHS = "/", "/portfolio/"
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 25))
+fuzz = partial(fuzz_with, examples=EXAMPLES)
+PATHS = "/", "/small/", "/portfolio/"
 BODY = b'{"sequence_data": [1,2,3,4,5,6,7]}'
 GOOD = b"POST / HTTP/1.1\r\nHost: test\r\nserve_multiplexed_model_id: customer_123\r\n"
 GOOD += b"Connection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
@@ -33,22 +38,8 @@ TIMEOUT_S = 30
 PATIENCE_S = 1  # with a server that may be waiting for the rest of what is no request yet
 
 
-def serving() -> dict[str, int]:
-    """Return the processes that answer requests or pass them on, by actor."""
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    kinds = "ServeReplica", "Proxy", "HAProxy"
-    return {actor.actor_id: actor.pid for actor in actors if actor.class_name.startswith(kinds)}
-
-
-def right_answer(artifact: bytes, customer_id: str, body: bytes) -> bytes:
-    """Return, to the byte, what the service has to answer to a good body."""
-    request = ForecastRequest.model_validate_json(body)
-    answer = respond(from_bytes(artifact, customer_id), request)
-    return answer.model_dump_json(exclude_none=True).encode()
-
-
 @pytest.fixture(autouse=True)
-def unharmed(ask, fleet) -> Iterator[None]:
+def unharmed(ask, endpoints, fleet) -> Iterator[None]:
     """Require that the same processes are there afterwards, and that their answers are right."""
     before = serving()
     assert before, "no process of Serve was found"
@@ -70,16 +61,16 @@ def test_the_document_holds_for_all_that_schemathesis_makes_of_it(path, tmp_path
     assert sent > EXAMPLES / 2, "next to nothing was tried"
 
 
-def cases(path: str, **given_parts) -> st.SearchStrategy[Case]:
+def cases(url: str, **given_parts) -> st.SearchStrategy[Case]:
     """Return requests that are as a document says, and ones that depart from it."""
-    schema = schemathesis.openapi.from_url(f"{SERVICE}{path}openapi.json")
-    operation = schema["/"]["POST"]
+    operation = schemathesis.openapi.from_url(f"{url}/openapi.json")["/"]["POST"]
     return st.one_of(operation.as_strategy(mode, **given_parts) for mode in GenerationMode)
 
 
-def test_fuzzed_bodies_for_customers_get_the_right_forecast_or_are_refused(fleet):
+@ON_BOTH
+def test_fuzzed_bodies_for_customers_get_the_right_forecast_or_are_refused(url, fleet):
     statuses = Counter()
-    by_customer = {name: cases("/", headers={MODEL_ID_HEADER: name}) for name in NAMED}
+    by_customer = {name: cases(url, headers={MODEL_ID_HEADER: name}) for name in NAMED}
 
     @fuzz
     @given(st.sampled_from(NAMED).flatmap(by_customer.get))
@@ -127,7 +118,7 @@ def is_whole(data: bytes) -> bool:
 
 def send(data: bytes) -> int | None:
     """Send bytes over a connection of their own. Return the first answer's status, if any."""
-    with socket.create_connection(("127.0.0.1", 8000), timeout=TIMEOUT_S) as connection:
+    with socket.create_connection((HOST, PORT), timeout=TIMEOUT_S) as connection:
         with contextlib.suppress(ConnectionError):  # refused before all was sent
             connection.sendall(data)
         connection.settimeout(TIMEOUT_S if is_whole(data) else PATIENCE_S)
@@ -166,9 +157,3 @@ def damaged_requests(draw) -> bytes:
 @given(damaged_requests())
 def test_what_is_hardly_http_is_refused_or_waited_for(data):
     assert send(data) in {None, 200, 400, 404, 405, 408, 413, 422, 431}
-
-
-def test_other_methods_are_a_405(store):
-    for path in PATHS:
-        for method in "GET", "PUT", "PATCH", "DELETE", "OPTIONS":
-            assert requests.request(method, SERVICE + path, timeout=TIMEOUT_S).status_code == 405

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-import synthetic_customers
-from forecasting import HOLDOUT_DAYS, SEASON, Scores, fit, score
-from synthetic_customers import WEEKS, decompose, generate
+from forecast_service.model import HOLDOUT_DAYS, SEASON, Scores, fit, score
+from lab import synthetic_customers
+from lab.synthetic_customers import WEEKS, decompose, generate
 
 CUSTOMERS = 10_000
 DAYS = WEEKS * SEASON

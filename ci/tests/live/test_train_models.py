@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONTENT
+from live_service import CONTENT
 
 import train_models
-from forecasting import Scores
+from forecast_service.model import Scores
 
 
 def train(folder: Path) -> str:
