@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from fast_ingress import SETTINGS as FAST_INGRESS
-from traffic import JSON_BODY, forecast_request
+from lab.local_ray import fast_ingress_settings
+from lab.traffic import JSON_BODY, forecast_request
 
 SERVER_FILES = Path(__file__).with_name("servers")
 HOST, PORT = "127.0.0.1", os.environ.get("BENCHMARK_PORT", "8000")
@@ -50,21 +50,38 @@ class Server:
 
 
 RAY = "python", str(SERVER_FILES / "ray_server.py"), HOST, PORT
+# With both ingresses alike: how often Ray reports its metrics. A service's own limits are the same.
+RAY_SETTINGS = {"RAY_metrics_report_interval_ms": "10000", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+FAST_INGRESS = RAY_SETTINGS | fast_ingress_settings()
 UVICORN = "uvicorn", "fastapi_server:app", "--host", HOST, "--port", PORT
 MOSEC = "python", str(SERVER_FILES / "mosec_server.py"), "--address", HOST, "--port", PORT
 MOSEC_OPTIONS = "--log-level", "error", "--timeout", "10000"  # ms; 3000 would fail our burst
 ask_mosec = partial(ask_in_body, path="/inference")
+PRODUCTION, SMALL = "serve_forecast_production", "small_service"
 SERVERS = {
-    "ours": Server("this service, default ingress", (*RAY, "serve_forecast_multiplex")),
+    "ours": Server(
+        "the production service, default ingress", (*RAY, PRODUCTION), environment=RAY_SETTINGS
+    ),
     "ours, fast ingress": Server(
-        "this service, fast ingress (HAProxy)",
-        (*RAY, "serve_forecast_multiplex"),
+        "the production service, fast ingress (HAProxy)",
+        (*RAY, PRODUCTION),
         environment=FAST_INGRESS,
     ),
-    "stock Ray": Server("multiplexing as Ray documents it", (*RAY, "serve_stock_multiplex")),
+    "ours, 80 lines": Server(
+        "the tutorial's service, default ingress", (*RAY, SMALL), environment=RAY_SETTINGS
+    ),
+    "ours, 80 lines, fast ingress": Server(
+        "the tutorial's service, fast ingress (HAProxy)", (*RAY, SMALL), environment=FAST_INGRESS
+    ),
+    "stock Ray": Server(
+        "multiplexing as Ray documents it",
+        (*RAY, "lab.stock_service"),
+        environment=RAY_SETTINGS,
+    ),
     "Ray per customer": Server(
         "a Serve deployment per customer",
         (*RAY, "ray_per_customer"),
+        environment=RAY_SETTINGS,
         ask=ask_by_path,
         preloaded=(4, 12),
     ),

@@ -9,51 +9,41 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CONTENT = ROOT / "content"
 sys.path[:0] = [str(CONTENT), str(ROOT / "ci" / "tests")]
-os.environ |= {
-    "PYTHONPATH": str(CONTENT),  # for Ray's workers
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "proxy_guard:middlewares",
-    "RAY_metrics_report_interval_ms": "1000",
-}
+os.environ["PYTHONPATH"] = str(CONTENT)  # for Ray's workers
 
 import aiohttp  # noqa: E402
-import ray  # noqa: E402
-from ray import serve  # noqa: E402
 from ray.util.state import list_actors  # noqa: E402
 
-from cluster_metrics import read_metrics  # noqa: E402
 from faulty_store import FaultyStore  # noqa: E402
-from forecasting import HOLDOUT_DAYS, LAGS, fit, score  # noqa: E402
-from http_contract import ForecastRequest, respond  # noqa: E402
-from model_artifact import from_bytes, to_bytes  # noqa: E402
-from notebook_tools import launch  # noqa: E402
+from forecast_service.artifact import from_bytes, to_bytes  # noqa: E402
+from forecast_service.contract import ForecastRequest, respond  # noqa: E402
+from forecast_service.model import HOLDOUT_DAYS, LAGS, fit, score  # noqa: E402
+from forecast_service.settings import Settings  # noqa: E402
+from lab import local_ray  # noqa: E402
+from lab.cluster_metrics import read_metrics  # noqa: E402
+from lab.serving import launch  # noqa: E402
+from lab.traffic import forecast_request  # noqa: E402
+from serve_forecast_production import ForecastingService  # noqa: E402
 from steady_load import SteadyLoad  # noqa: E402
-from traffic import forecast_request  # noqa: E402
 from train_models import load_footfall  # noqa: E402
 
-APP = "serve_forecast_multiplex:app"
 SERVICE = "http://127.0.0.1:8000"
 CUSTOMERS = 60
 RATE = 40  # requests per second of the steady load
 REPLICAS = 2
+RELOAD_CHECK_S = 1
 SETTINGS = {
-    "NUM_REPLICAS": REPLICAS,
-    "MODELS_PER_REPLICA": 8,  # of CUSTOMERS: most requests wait for the store
-    "CPUS_PER_REPLICA": 0.5,
-    "RELOAD_CHECK_S": 1,
-    "STORE_TIMEOUT_S": 4,
-    "PINNED_CUSTOMERS": "customer_0001",
-    "LOG_LEVEL": "WARNING",
+    "models_per_replica": 8,  # of CUSTOMERS: most requests wait for the store
+    "reload_check_s": RELOAD_CHECK_S,
+    "store_timeout_s": 4,
+}
+OPTIONS = {
+    "ray_actor_options": {"num_cpus": 0.25},  # three replicas, and those that replace them
+    "logging_config": {"log_level": "WARNING", "enable_access_log": False},
 }
 STORE_DELAY_S = 0.02  # of the store's answers, unless a drill says otherwise
 TIGHT = f"{SERVICE}/tight"  # a second service: one replica, one model, few requests at a time
 ONGOING, QUEUED = 4, 8
-TIGHT_SETTINGS = {
-    "NUM_REPLICAS": 1,
-    "MODELS_PER_REPLICA": 1,
-    "MAX_ONGOING_REQUESTS": ONGOING,
-    "MAX_QUEUED_REQUESTS": QUEUED,
-    "PINNED_CUSTOMERS": "",
-}
 DEADLINE_S = 60
 
 
@@ -79,14 +69,20 @@ class Rig:
 
     def start(self) -> None:
         """Start Ray and both services."""
-        context = ray.init(num_cpus=4, log_to_driver=False, logging_level="error")
-        self.session_dir = context.address_info["session_dir"]
-        os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-        os.environ["MODEL_STORE"] = self.store.url
-        os.chdir(CONTENT)
-        serve.start(http_options={"host": "127.0.0.1"})
-        launch(APP, **SETTINGS)
-        launch(APP, "tight", "/tight", **SETTINGS | TIGHT_SETTINGS)
+        self.session_dir = local_ray.start(metrics_every_s=1)
+        self.deploy()
+        tight = ForecastingService.options(
+            **OPTIONS, max_ongoing_requests=ONGOING, max_queued_requests=QUEUED
+        )
+        settings = SETTINGS | {"models_per_replica": 1}
+        launch(tight.bind(Settings(model_store=self.store.url, **settings)), "tight", "/tight")
+
+    def deploy(self) -> None:
+        """Deploy the first service; where it runs, its replicas are replaced."""
+        service = ForecastingService.options(**OPTIONS, num_replicas=REPLICAS)
+        pinned = self.names[:1]
+        settings = Settings(model_store=self.store.url, pinned_customers=pinned, **SETTINGS)
+        launch(service.bind(settings))
 
     def load(self, names: Iterable[str] | None = None, url: str = SERVICE, **how) -> SteadyLoad:
         """Return steady load for customers, by default for all."""
@@ -126,5 +122,4 @@ class Rig:
         return sum(s.value for s in samples if s.name == "ray_serve_replica_processing_queries")
 
     def stop(self) -> None:
-        serve.shutdown()
-        ray.shutdown()
+        local_ray.stop()

@@ -26,21 +26,20 @@ import numpy as np
 import ray
 
 from drill_rig import (
-    APP,
     CONTENT,
     DEADLINE_S,
     ONGOING,
+    RELOAD_CHECK_S,
     REPLICAS,
     SERVICE,
-    SETTINGS,
     STORE_DELAY_S,
     TIGHT,
     Rig,
 )
-from forecasting import LAGS
-from notebook_tools import launch, wait_until, wait_until_running
+from forecast_service.model import LAGS
+from lab.serving import wait_until, wait_until_running
+from lab.traffic import send
 from steady_load import Answer
-from traffic import send
 
 RESULTS = CONTENT / "data" / "drills.json"
 BREAKAGES: dict[str, Callable[[bytes, bytes], bytes]] = {  # of an artifact, given another one
@@ -126,7 +125,7 @@ def put_and_await_checks(rig: Rig, pinned: str, artifacts: dict[str, bytes]) -> 
     """Put artifacts into the store, and wait until each replica has read the pinned customer's."""
     rig.store.bodies.clear()
     rig.store.artifacts |= artifacts
-    time.sleep(2 * SETTINGS["RELOAD_CHECK_S"])  # by then each has looked
+    time.sleep(2 * RELOAD_CHECK_S)  # by then each has looked
     looked = "a look at a new artifact"
     wait_until(lambda: rig.store.bodies[pinned] >= REPLICAS, looked, DEADLINE_S)
 
@@ -204,7 +203,7 @@ def redeploy(rig: Rig, times: int) -> Outcome:
     with rig.load() as load:
         for _ in range(times):
             before = rig.replicas()
-            launch(APP, **SETTINGS)
+            rig.deploy()
             assert len(rig.replicas() - before) == REPLICAS, "nothing was replaced"
         time.sleep(1)
     return Outcome(load.answers)

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting import HOLDOUT_DAYS, LAGS, fit, score
-from model_artifact import to_bytes
-from model_store import ModelStore
-from synthetic_customers import generate
+from forecast_service.artifact import to_bytes
+from forecast_service.model import HOLDOUT_DAYS, LAGS, fit, score
+from forecast_service.settings import StoreSettings
+from forecast_service.store import ModelStore
+from lab.synthetic_customers import generate
 from train_models import load_footfall
 
 
@@ -17,7 +18,7 @@ from train_models import load_footfall
 class Parameters:
     customers: int = 2000
     cache_models: int = 200  # that a server keeps in memory
-    store_delay_s: float = 0.1  # added before each read of the store; a label, not a measurement
+    store_delay_s: float = 0.1  # simulated, before each read of the store
     warm_customers: int = 32
     warm_s: int = 3  # of requests at each concurrency
     warm_runs: int = 3
@@ -50,7 +51,7 @@ def build_fleet(folder: str, customers: int) -> Fleet:
         names, _, counts = generate(customers - len(series))
         series |= zip(names, counts, strict=True)
     customer_ids = sorted(series)[:customers]
-    store = ModelStore(folder)
+    store = ModelStore(StoreSettings(model_store=folder))
 
     async def write_all() -> None:
         for name in customer_ids:

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 
-import traffic
 from contestants import HOST, PORT, URL, Server
 from fleet import SHORT, Fleet, Parameters
-from model_artifact import from_bytes
-from model_store import ModelStore
+from forecast_service.artifact import from_bytes
+from forecast_service.settings import StoreSettings
+from forecast_service.store import ModelStore
+from lab import traffic
 from server_process import Running, ServerError, running
 
 WRK_SCRIPT = Path(__file__).with_name("warm.lua")
@@ -48,14 +49,13 @@ class Bench:
             "MODELS_PER_REPLICA": str(models),
             "PRELOADED": str(preloaded),
             "STORE_ADDED_DELAY_S": str(delay_s),
-            "LOG_LEVEL": "WARNING",
         }
         last = preloaded - 1 if self.server.preloaded else 0
         return running(self.server, settings, self.request(last))
 
     def check_forecasts(self, rows: Sequence[int]) -> None:
         """Raise ServerError unless the forecasts for these customers are the models' own."""
-        store = ModelStore(self.fleet.store)
+        store = ModelStore(StoreSettings(model_store=self.fleet.store))
         for row in rows:
             name = self.fleet.customer_ids[row]
             model = from_bytes(asyncio.run(store.read(name)).data, name)

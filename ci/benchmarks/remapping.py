@@ -2,10 +2,10 @@
 
     python ci/benchmarks/remapping.py [--short]
 
-Through the fast ingress, with the consistent hash of fast_ingress.py and with HAProxy's plain one.
-Writes content/data/remapping.json. With --short it scales up only, leaves the plain hash out, and
-writes nothing. Exits 1 if the consistent hash moves more than MAX_MOVED_EXCESS over what is
-inevitable.
+Through the fast ingress, with the consistent hash of deploy/fast_ingress.env and with HAProxy's
+plain one. Writes content/data/remapping.json. With --short it scales up only, leaves the plain hash
+out, and writes nothing. Exits 1 if the consistent hash moves more than MAX_MOVED_EXCESS over what
+is inevitable.
 """
 
 import argparse
@@ -29,6 +29,7 @@ BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 HASHES = "consistent", "plain"
 STEPS = (4, 5), (5, 4), (4, 8)  # replicas before and after
 MAX_MOVED_EXCESS = 0.1
+DEADLINE_S = 120
 
 
 def inevitable(before: int, after: int) -> float:
@@ -41,17 +42,18 @@ def count_moves(steps: list[tuple[int, int]]) -> list[float]:
     import ray
     import yaml
 
-    ray.init(num_cpus=8, log_to_driver=False)
+    context = ray.init("local", num_cpus=4, logging_level="error", log_to_driver=False)
     from ray import serve
 
     import train_models
-    from notebook_tools import deploy
-    from traffic import load_customers, send
+    from lab.serving import deploy, wait_until
+    from lab.traffic import load_customers, send
 
     train_models.main()
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]  # for `serve deploy`
+    os.environ["RAY_DASHBOARD_ADDRESS"] = f"http://{context.dashboard_url}"
     serve.start(http_options={"host": "127.0.0.1"})
-    config = yaml.safe_load((CONTENT / "serve_config.yaml").read_text())
+    config = yaml.safe_load((CONTENT / "deploy" / "serve_config.yaml").read_text())
     (deployment,) = config["applications"][0]["deployments"]
     deployment["ray_actor_options"] = {"num_cpus": 0.4}
     customers, histories = load_customers()
@@ -70,10 +72,14 @@ def count_moves(steps: list[tuple[int, int]]) -> list[float]:
     def home_replicas(replicas: int) -> np.ndarray:
         """Return who answers each customer, once HAProxy has heard of all replicas."""
         homes = ask_all()
-        while True:
+
+        def settled() -> bool:
+            nonlocal homes
             before, homes = homes, ask_all()
-            if len(set(homes)) == replicas and (homes == before).all():
-                return homes
+            return len(set(homes)) == replicas and (homes == before).all()
+
+        wait_until(settled, "each customer is answered by the same replica again", DEADLINE_S)
+        return homes
 
     moved = []
     for before, after in steps:
@@ -88,13 +94,12 @@ def count_moves(steps: list[tuple[int, int]]) -> list[float]:
 
 def run(hash_type: str, steps: list[tuple[int, int]], models: str) -> list[float]:
     """Count in a process of its own: Ray reads its ingress from the environment, at its start."""
-    import fast_ingress
+    from lab.local_ray import fast_ingress_settings
 
     settings = {
-        "PYTHONPATH": str(CONTENT),
+        "PYTHONPATH": str(CONTENT),  # for Ray's workers
         "MODEL_STORE": models,
-        "LOG_LEVEL": "WARNING",
-        **fast_ingress.SETTINGS,
+        **fast_ingress_settings(),
     }
     if hash_type == "plain":
         settings[BALANCE] = "hdr(serve_multiplexed_model_id)"

@@ -20,7 +20,8 @@ from contestants import HOST, PORT, SERVER_FILES, Server
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
-MODEL_PACKAGES = "numpy", "obstore", "safetensors"  # what reading a model takes; pinned by ROOT
+# What reading a model takes; pinned by ROOT
+MODEL_PACKAGES = "numpy", "obstore", "pydantic-settings", "safetensors"
 SERVING_PACKAGES = {
     *MODEL_PACKAGES,
     *("ray", "bentoml", "litserve", "mosec", "mlserver"),
@@ -118,7 +119,7 @@ def running(server: Server, settings: dict[str, str], ask: dict) -> Iterator[Run
         loads_file = Path(folder) / "loads"
         environment = os.environ | server.environment | settings
         environment |= {
-            "PYTHONPATH": f"{SERVER_FILES}:{ROOT / 'content'}",
+            "PYTHONPATH": f"{folder}:{SERVER_FILES}:{ROOT / 'content'}",
             "LOADS_FILE": str(loads_file),
             "BENTOML_HOME": folder,
         }

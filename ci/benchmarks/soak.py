@@ -27,7 +27,7 @@ from ray.util.state import list_actors
 from tqdm import tqdm
 
 from drill_rig import CONTENT, REPLICAS, SERVICE, Rig
-from traffic import forecast_request, zipf_trace
+from lab.traffic import forecast_request, zipf_trace
 
 RESULTS = CONTENT / "data" / "soak.json"
 REQUESTS, SHORT_REQUESTS = 100_000, 6_000

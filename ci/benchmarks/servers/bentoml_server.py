@@ -5,7 +5,7 @@ from typing import Annotated
 import bentoml
 from annotated_types import MinLen
 
-from forecasting import SEASON
+from forecast_service.model import SEASON
 from model_cache import ModelCache, answer, count_loads
 
 

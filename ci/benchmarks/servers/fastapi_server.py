@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import FastAPI, Header
 from pydantic import BaseModel, Field
 
-from forecasting import SEASON
+from forecast_service.model import SEASON
 from model_cache import ModelCache, answer, count_loads
 
 

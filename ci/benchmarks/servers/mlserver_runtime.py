@@ -14,9 +14,9 @@ from mlserver.codecs import NumpyCodec
 from mlserver.repository import ModelRepository
 from mlserver.types import InferenceRequest, InferenceResponse
 
-from forecasting import extend_history
-from model_artifact import from_bytes
-from model_store import ModelStore
+from forecast_service.artifact import from_bytes
+from forecast_service.model import extend_history
+from forecast_service.store import ModelStore
 
 
 class Forecaster(MLModel):

@@ -1,8 +1,8 @@
 """What a peer's server does with models: the same in each, so that the frameworks are compared.
 
-Environment, beside that of content/model_store.py:
-    MODELS_PER_REPLICA    models that the server keeps in memory; default 4
-    LOADS_FILE            grows by a byte at each read of the store; default none
+Environment, beside that of content/forecast_service/settings.py, which says where models lie, how
+far away that is, and how many of them stay in memory:
+    LOADS_FILE    grows by a byte at each read of the store; default none
 """
 
 import os
@@ -11,18 +11,19 @@ from functools import wraps
 
 import numpy as np
 
-from forecasting import ForecastModel, extend_history
-from model_artifact import from_bytes
-from model_store import Artifact, ModelStore
-
-MODELS_PER_REPLICA = int(os.environ.get("MODELS_PER_REPLICA", 4))
+from forecast_service.artifact import from_bytes
+from forecast_service.model import ForecastModel, extend_history
+from forecast_service.settings import Settings
+from forecast_service.store import Artifact, ModelStore
 
 
 class ModelCache:
     """Models by customer id, the least recently used first. Cold customers do not queue."""
 
     def __init__(self):
-        self._store = ModelStore()
+        settings = Settings()
+        self._store = ModelStore(settings)
+        self._capacity = settings.models_per_replica
         self._models: OrderedDict[str, ForecastModel] = OrderedDict()
 
     async def get(self, customer_id: str) -> ForecastModel:
@@ -32,13 +33,13 @@ class ModelCache:
             return self._models[customer_id]
         artifact = await self._store.read(customer_id)
         model = self._models[customer_id] = from_bytes(artifact.data, customer_id)
-        if len(self._models) > MODELS_PER_REPLICA:
+        if len(self._models) > self._capacity:
             self._models.popitem(last=False)
         return model
 
 
 def answer(model: ForecastModel, sequence_data: list[float]) -> dict:
-    """Return what the tutorial's service answers."""
+    """Return what this project's services answer."""
     forecast, lower, upper = model.predict(extend_history(np.array(sequence_data, dtype=float)))
     return {
         "customer_id": model.customer_id,

@@ -10,14 +10,15 @@ import os
 from ray import serve
 from starlette.requests import Request
 
-from model_artifact import from_bytes
+from forecast_service.artifact import from_bytes
+from forecast_service.service import DEPLOYMENT_OPTIONS
+from forecast_service.store import ModelStore
 from model_cache import answer
-from model_store import ModelStore
 
 
 @serve.deployment(
+    **DEPLOYMENT_OPTIONS,
     ray_actor_options={"num_cpus": 0.05},  # or the machine would hold as many as it has cores
-    logging_config={"log_level": "WARNING"},
 )
 class OneForecaster:
     def __init__(self, customer_id: str, artifact: bytes):

@@ -1,5 +1,7 @@
 """Fixtures: a cluster of several nodes, the fleet trained across them, and a drill: a node is lost.
 
+    pytest ci/tests/long/nodes    in a process of its own: Ray is imported with settings of its own
+
 The nodes are processes of this machine, and so a folder can be the model store of all of them. On
 machines of their own they need one that each of them reaches, such as s3://bucket/models.
 """
@@ -9,7 +11,6 @@ import itertools
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-CONTENT = Path(__file__).parents[2] / "content"
+CONTENT = Path(__file__).parents[4] / "content"
 sys.path.insert(0, str(CONTENT))
 TEMPORARY = tempfile.mkdtemp(prefix="nodes-")
 os.environ |= {
@@ -38,22 +39,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from ray.util.state import list_actors, list_tasks  # noqa: E402
 
 import train_models  # noqa: E402
-from drill import Answer, Customer, Drill, ask_all, report  # noqa: E402
-from http_contract import ForecastRequest, respond  # noqa: E402
-from model_artifact import from_bytes  # noqa: E402
-from model_store import ModelStore  # noqa: E402
-from notebook_tools import wait_until, wait_until_running  # noqa: E402
-from traffic import load_customers, send, zipf_trace  # noqa: E402
+from drill import WORKERS, Answer, Customer, Drill, ask_all, report, worker_ids  # noqa: E402
+from forecast_service.artifact import from_bytes  # noqa: E402
+from forecast_service.contract import ForecastRequest, respond  # noqa: E402
+from forecast_service.settings import Settings  # noqa: E402
+from forecast_service.store import ModelStore  # noqa: E402
+from lab.serving import launch, wait_until, wait_until_running  # noqa: E402
+from lab.traffic import load_customers, send, zipf_trace  # noqa: E402
+from serve_forecast_production import ForecastingService  # noqa: E402
 
-WORKERS = 3
 CPUS_PER_NODE = 2  # whatever the machine has: Ray takes it as told
 DEADLINE_S = 60
 SETTINGS = {
-    "NUM_REPLICAS": str(WORKERS),
-    "MAX_REPLICAS_PER_NODE": "1",
-    "MODELS_PER_REPLICA": "40",  # of 470: most requests wait for the store, and so
-    "STORE_ADDED_DELAY_S": "0.3",  # some are at work on a node whenever it is lost
-    "LOG_LEVEL": "WARNING",
+    "models_per_replica": 40,  # of 470: most requests wait for the store, and so
+    "store_added_delay_s": 0.3,  # some are at work on a node whenever it is lost
 }
 LOAD_RATE = 15  # requests per second
 CLIENTS = 16  # at a time
@@ -79,10 +78,6 @@ def cluster() -> Iterator[Cluster]:
     _, left = psutil.wait_procs(processes, timeout=DEADLINE_S)
     shutil.rmtree(TEMPORARY)
     assert not left, f"still running: {left}"
-
-
-def worker_ids(cluster: Cluster) -> set[str]:
-    return {node.node_id for node in cluster.worker_nodes}
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +128,8 @@ def url(customers) -> str:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    command = ["serve", "run", "serve_forecast_multiplex:app", "--non-blocking"]
-    subprocess.run(command, cwd=CONTENT, env=os.environ | SETTINGS, check=True, timeout=120)
+    service = ForecastingService.options(num_replicas=WORKERS, max_replicas_per_node=1)
+    launch(service.bind(Settings(**SETTINGS)))
     wait_until_running(replicas=WORKERS)
     return f"http://127.0.0.1:{port}"
 

@@ -13,7 +13,7 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.manager import start_new_kernel
 
-CONTENT = Path(__file__).parents[2] / "content"
+CONTENT = Path(__file__).parents[3] / "content"
 # What starts the service and asks it, and what stops it. The cells in between only look and try.
 START_CELLS = "setup", "ray", "settings", "serve-run-code", "ready-code", "client-code"
 STOP_CELLS = "shutdown-serve", "shutdown-ray"

@@ -2,10 +2,8 @@
 
 from collections import Counter
 
-from conftest import WORKERS, worker_ids
-
-from drill import RIGHT, WRONG
-from traffic import CONNECTION_ERROR
+from drill import RIGHT, WORKERS, WRONG, worker_ids
+from lab.traffic import CONNECTION_ERROR
 
 
 def test_every_worker_trains_and_the_head_does_not(cluster, trained):

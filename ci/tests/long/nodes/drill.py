@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import aiohttp
+from ray.cluster_utils import Cluster
 
-from traffic import CONNECTION_ERROR, TIMEOUT, Outcomes
+from lab.traffic import CONNECTION_ERROR, TIMEOUT, Outcomes
+
+WORKERS = 3  # nodes beside the head
 
 RIGHT, WRONG = "right", "wrong forecast"
 ATTEMPTS = 2  # a forecast changes nothing in the service, so a client may ask for it again
@@ -44,6 +47,11 @@ class Drill:
     clients: list[Answer]  # in a closed loop, each retries once
     noticed_s: float  # until Ray Serve gave the lost replica up
     returned_s: float  # until it had all replicas again, from when a node was added
+
+
+def worker_ids(cluster: Cluster) -> set[str]:
+    """Return the nodes beside the head."""
+    return {node.node_id for node in cluster.worker_nodes}
 
 
 async def ask(session: aiohttp.ClientSession, url: str, customer: Customer) -> Answer:
