@@ -1,25 +1,34 @@
-"""rayservice.yaml and its image: read by the code and the schemas of Ray and of Kubernetes."""
+"""The image and rayservice.yaml: the image has what it runs, and KubeRay's schema knows each key.
 
-import importlib
+What Ray Serve makes of them is asked in ci/tests/live/test_serve_config.py.
+"""
+
+import ast
+import json
 import re
+import sys
+from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
-import ray
-import requests
 import yaml
-from conftest import CONTENT, SERVICE
-from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import ServeDeploySchema
+from dotenv import dotenv_values
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-import serve_forecast_multiplex
-from fast_ingress import SETTINGS
+from forecast_service.settings import Settings
+from template_lock import REQUIREMENTS, pins
 
+CONTENT = REQUIREMENTS.parent / "content"
+DEPLOY = CONTENT / "deploy"
 KUBERNETES_VERSION = "1.37"
 HEAD, WORKER = "ray-head", "ray-worker"
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")  # its schema takes any text for one
+IMAGE_HAS = {"ray"}  # and what Ray needs, which is pinned all the same if we import it
 
-text = (CONTENT / "rayservice.yaml").read_text()
+text = (DEPLOY / "rayservice.yaml").read_text()
 service = yaml.safe_load(text)["spec"]
 cluster = service["rayClusterConfig"]
 (workers,) = cluster["workerGroupSpecs"]
@@ -27,8 +36,124 @@ config = yaml.safe_load(service["serveConfigV2"])
 (app,) = config["applications"]
 (deployment,) = app["deployments"]
 scaling = deployment["autoscaling_config"]
-serve_config = yaml.safe_load((CONTENT / "serve_config.yaml").read_text())
-image = (CONTENT / "Dockerfile").read_text()
+image = (DEPLOY / "Dockerfile").read_text()
+requirements = (DEPLOY / "requirements.txt").read_text()
+
+
+def copied() -> dict[str, str]:
+    """Return what the Dockerfile copies, by its path in content/: where it lies in the image."""
+    pairs = {}
+    for arguments in re.findall(r"^COPY --chown=ray (.+)$", image.replace("\\\n", ""), re.M):
+        *files, target = arguments.split()
+        pairs |= dict.fromkeys(files, target)
+    return pairs
+
+
+def modules_in_image() -> dict[str, Path]:
+    """Return the Python files of ours that the image has, by the name they are imported by."""
+    modules = {}
+    for path in map(CONTENT.joinpath, copied()):
+        files = path.rglob("*.py") if path.is_dir() else [path] if path.suffix == ".py" else []
+        for file in files:
+            name = ".".join(file.relative_to(CONTENT).with_suffix("").parts)
+            modules[name.removesuffix(".__init__")] = file
+    return modules
+
+
+def imports(file: Path) -> set[str]:
+    """Return the names of all modules that a file imports."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def foreign_packages() -> set[str]:
+    """Return the distributions whose modules the image's modules import, all but Ray's."""
+    names = set().union(*map(imports, modules_in_image().values()))
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    tops -= {name.partition(".")[0] for name in modules_in_image()}
+    found = packages_distributions()
+    return {canonicalize_name(found[top][0]) for top in tops} - IMAGE_HAS
+
+
+def brought_along(package: str) -> set[str]:
+    """Return what a requirement, extras included, depends on by itself."""
+    (line,) = re.findall(rf"^{package}(?=[=\[]).*$", requirements, re.M | re.I)
+    extras = Requirement(line).extras or {""}
+    wanted = map(Requirement, requires(package) or ())
+    return {
+        canonicalize_name(w.name)
+        for w in wanted
+        if w.marker is None or any(w.marker.evaluate({"extra": extra}) for extra in extras)
+    }
+
+
+def test_every_file_that_the_image_copies_is_there():
+    assert [path for path in copied() if not (CONTENT / path).exists()] == []
+
+
+def test_the_image_has_every_module_of_ours_that_its_modules_import():
+    modules = modules_in_image()
+    entries = {"serve_forecast_multiplex", "serve_forecast_production"}
+    assert {"forecast_service", *entries} <= modules.keys()
+    ours = {path.stem for path in CONTENT.glob("*.py")} | {
+        path.name for path in CONTENT.iterdir() if any(path.glob("*.py"))
+    }
+    missing = {
+        f"{name} imports {wanted}"
+        for name, file in modules.items()
+        for wanted in imports(file)
+        if wanted.partition(".")[0] in ours and wanted not in modules
+    }
+    assert missing == set()
+
+
+def test_the_requirements_are_what_the_images_modules_import_beyond_rays_image():
+    imported = foreign_packages()
+    pinned = {canonicalize_name(name) for name in pins(requirements)}
+    brought = set().union(*map(brought_along, pinned))
+    assert imported - pinned - brought == set(), "add a pin to deploy/requirements.txt"
+    assert pinned - imported == set(), "nothing in the image imports it"
+
+
+def test_the_requirements_pin_what_the_tutorials_requirements_pin():
+    lines = re.findall(r"^(?!#)\S.*$", requirements, re.M)
+    tutorials = {line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines()}
+    assert [line for line in lines if line.strip() not in tutorials] == []
+    assert len(pins(requirements)) == len(lines), "a package has two pins, or a line has none"
+
+
+@pytest.mark.parametrize("file", ["service.yaml", "deploy/service.yaml"])
+def test_no_deployment_file_has_requirements_of_its_own(file):
+    assert yaml.safe_load((CONTENT / file).read_text())["requirements"] == "deploy/requirements.txt"
+
+
+def test_the_image_installs_the_requirements_and_no_others():
+    target = copied()["deploy/requirements.txt"]
+    assert re.findall(r"pip install (.+)$", image, re.M) == [f"--no-cache-dir -r {target}"]
+    assert not pins(image)
+
+
+def test_the_image_has_rays_version_and_its_proxies_are_guarded():
+    (tag,) = re.findall(r"^FROM rayproject/ray:(\S+)-py31[12]$", image, re.MULTILINE)
+    assert tag == version("ray") == cluster["rayVersion"]
+    environment = dict(re.findall(r"^ENV (\w+)=(\S+)$", image, re.MULTILINE))
+    assert copied()["serve_forecast_production.py"] == f"{environment['PYTHONPATH']}/"
+    assert copied()["forecast_service/"] == f"{environment['PYTHONPATH']}/forecast_service/"
+    guard = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    assert guard == "forecast_service.proxy_guard:middlewares"
+
+
+def strict(schema: dict) -> dict:
+    """Return the schema, which refuses what Kubernetes would drop: keys that it does not know."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(part) for key, part in schema.items()}
+    if isinstance(closed.get("properties"), dict) and closed.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def switch_fast_ingress_on() -> str:
@@ -39,6 +164,37 @@ def switch_fast_ingress_on() -> str:
         inside = code.startswith("# env: ") or (inside and code.startswith("# "))
         lines.append(line.replace("# ", "", 1) if inside else line)
     return "\n".join(lines)
+
+
+@pytest.fixture(params=[text, switch_fast_ingress_on()], ids=["default", "fast"])
+def either_ingress(request) -> str:
+    """rayservice.yaml, with each ingress."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def kuberay() -> jsonschema.Draft7Validator:
+    """The custom resource RayService, version v1, of KubeRay (Apache-2.0), commit feeaf72fa."""
+    schema = json.loads(Path(__file__).with_name("rayservice_v1.schema.json").read_text())
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft7Validator(strict(schema))
+
+
+def faults(validator: jsonschema.Draft7Validator, document: str) -> list[str]:
+    errors = validator.iter_errors(yaml.safe_load(document))
+    return [f"{error.json_path}: {error.message}" for error in errors]
+
+
+def test_kuberays_schema_knows_every_key(kuberay, either_ingress):
+    assert faults(kuberay, either_ingress) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["serveConfigV2", "authOptions", "mode", "maxReplicas", "envFrom", "failureThreshold"]
+)
+def test_a_misspelt_key_is_found(kuberay, key):
+    misspelt = text.replace(f"{key}:", f"{key}s:", 1)
+    assert any(f"{key}s" in fault for fault in faults(kuberay, misspelt))
 
 
 def pod_templates(text: str = text) -> dict[str, dict]:
@@ -55,24 +211,37 @@ def container(name: str, text: str = text) -> dict:
     return only
 
 
-def test_rays_own_schema_reads_the_serve_config_and_ignores_none_of_it():
-    assert ServeDeploySchema(**config).model_dump(exclude_unset=True) == config
-    assert AutoscalingConfig(**scaling).model_dump(exclude_unset=True) == scaling
+@pytest.mark.parametrize("name", [HEAD, WORKER])
+def test_kubernetes_own_schema_reads_the_pod(name, either_ingress):
+    template = pod_templates(either_ingress)[name]
+    document = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
+    kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
 
 
-def test_it_deploys_the_application_that_serve_config_yaml_deploys():
-    (other,) = serve_config["applications"]
-    for name in "name", "route_prefix", "import_path":
-        assert app[name] == other[name]
-    assert deployment["name"] == other["deployments"][0]["name"]
+@pytest.mark.parametrize("name", [HEAD, WORKER])
+def test_without_its_comment_signs_the_fast_ingress_is_that_of_fast_ingress_env(name):
+    assert "env" not in container(name)
+    env = container(name, switch_fast_ingress_on())["env"]
+    settings = {setting["name"]: setting["value"] for setting in env}
+    assert settings == dotenv_values(DEPLOY / "fast_ingress.env")
 
 
-@pytest.mark.parametrize("app", [app, *serve_config["applications"]], ids=["rayservice", "config"])
-def test_every_setting_is_one_that_the_service_reads(app):
-    documented = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", serve_forecast_multiplex.__doc__)
-    env_vars = app["runtime_env"]["env_vars"]
-    assert env_vars.keys() <= set(documented)
-    assert all(isinstance(value, str) for value in env_vars.values()), "Ray takes only text"
+def applications() -> list[tuple[str, dict]]:
+    """Return what each file deploys."""
+    files = {"rayservice": config}
+    for name in "serve_config", "service":
+        files[name] = yaml.safe_load((DEPLOY / f"{name}.yaml").read_text())
+    return [(name, only) for name, file in files.items() for only in file["applications"]]
+
+
+@pytest.mark.parametrize(
+    "application", [app for _, app in applications()], ids=[name for name, _ in applications()]
+)
+def test_every_argument_is_a_setting_of_the_production_service(application):
+    assert application["import_path"] == "serve_forecast_production:app"
+    settings = Settings(**application["args"])
+    assert settings.models_per_replica == 100
+    assert "runtime_env" not in application, "the settings are arguments"
 
 
 def test_serve_listens_where_the_probe_and_the_kubernetes_service_ask():
@@ -82,28 +251,9 @@ def test_serve_listens_where_the_probe_and_the_kubernetes_service_ask():
     assert container(WORKER)["readinessProbe"]["httpGet"]["port"] == http["port"]
 
 
-@pytest.mark.parametrize("text", [text, switch_fast_ingress_on()], ids=["default", "fast"])
-@pytest.mark.parametrize("name", [HEAD, WORKER])
-def test_kubernetes_own_schema_reads_the_pod(name, text):
-    document = {"apiVersion": "v1", "kind": "PodTemplate", "template": pod_templates(text)[name]}
-    kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
-
-
-@pytest.mark.parametrize("name", [HEAD, WORKER])
-def test_without_its_comment_signs_the_fast_ingress_is_that_of_fast_ingress_py(name):
-    assert "env" not in container(name)
-    env = container(name, switch_fast_ingress_on())["env"]
-    assert {setting["name"]: setting["value"] for setting in env} == SETTINGS
-
-
-@pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe"])
-@pytest.mark.parametrize("name", [HEAD, WORKER])
-def test_a_probe_asks_what_a_live_node_answers(live_store, name, probe):
-    asked = container(name)[probe]["httpGet"]
-    (node,) = ray.nodes()
-    agent = f"http://{node['NodeManagerAddress']}:{asked['port']}"
-    url = SERVICE if SERVICE.endswith(f":{asked['port']}") else agent
-    assert requests.get(url + asked["path"], timeout=10).status_code == 200
+def test_serve_config_listens_on_loopback_unless_it_is_told_otherwise():
+    serve_config = yaml.safe_load((DEPLOY / "serve_config.yaml").read_text())
+    assert serve_config["http_options"]["host"] == "127.0.0.1"
 
 
 def test_only_a_worker_that_can_serve_gets_requests():
@@ -144,17 +294,3 @@ def test_autoscaling_keeps_a_warm_floor_and_is_slower_down_than_up():
 def test_a_pod_runs_the_dockerfiles_image_and_is_given_the_stores_credentials(name):
     assert [container(name)["image"]] == re.findall(r"docker build -t (\S+)", image)
     assert container(name)["envFrom"] == [{"secretRef": {"name": "model-store"}}]
-
-
-def test_the_image_has_the_tutorials_ray_and_packages():
-    (version,) = re.findall(r"^FROM rayproject/ray:(\S+)-py31[12]$", image, re.MULTILINE)
-    assert version == ray.__version__ == cluster["rayVersion"]
-    anyscale = yaml.safe_load((CONTENT / "service.yaml").read_text())
-    assert re.findall(r"\S+==[^\s\\]+", image) == anyscale["requirements"]
-
-
-def test_the_image_has_the_service_and_the_guard_of_its_proxies():
-    environment = dict(re.findall(r"^ENV (\w+)=(\S+)$", image, re.MULTILINE))
-    assert f" *.py {environment['PYTHONPATH']}/\n" in image
-    module, _, attribute = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
-    assert getattr(importlib.import_module(module), attribute)()
