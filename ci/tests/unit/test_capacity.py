@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
@@ -13,10 +12,8 @@ from hypothesis import strategies as st
 
 from forecast_service.settings import HOME
 from lab.capacity import (
-    BYTES_PER_MODEL,
     che_hit_rates,
     lru_hit_rates,
-    resident_bytes,
     smallest_cache,
 )
 from lab.traffic import zipf_popularity, zipf_trace
@@ -119,20 +116,6 @@ def test_the_smallest_cache_is_the_first_that_reaches_the_target(target, size):
 def test_a_target_out_of_reach_is_refused_with_the_highest_hit_rate():
     with pytest.raises(ValueError, match=r"90\.00%, the highest is 80\.00%"):
         smallest_cache(np.array([0, 0.3, 0.8]), 0.9)
-
-
-def test_the_default_for_a_models_memory_is_what_a_model_takes(fleet):
-    assert resident_bytes(fleet) == pytest.approx(BYTES_PER_MODEL, rel=0.1)
-
-
-def test_measuring_memory_leaves_no_tracing_behind(fleet):
-    resident_bytes(fleet)
-    assert not tracemalloc.is_tracing()
-
-
-def test_no_artifacts_have_no_memory_to_measure():
-    with pytest.raises(ValueError, match="train models first"):
-        resident_bytes({})
 
 
 def test_the_plan_for_one_replica_is_the_pooled_cache():

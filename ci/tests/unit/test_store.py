@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_suite import CALLS, StoreSuite, run, why_not
 
 from faulty_store import FaultyStore
 from forecast_service.customer_ids import check_customer_id
@@ -18,7 +19,6 @@ from forecast_service.errors import (
 )
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
-from store_suite import CALLS, StoreSuite, run, why_not
 
 
 def store_at(place: object, **settings: float) -> ModelStore:
