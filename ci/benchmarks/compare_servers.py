@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "content"))
 
 from contestants import SERVERS  # noqa: E402
-from fleet import FULL, SHORT, build_fleet  # noqa: E402
+from fleet import FULL, SHORT, Parameters, build_fleet  # noqa: E402
 from measurements import Bench  # noqa: E402
 from server_process import InstallError, ServerError, install, versions  # noqa: E402
 
@@ -88,12 +88,22 @@ def shorten(value: object) -> object:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def print_table(results: dict[str, dict]) -> None:
-    print(f"{'':30}" + "".join(f"{heading:>10}" for heading in COLUMNS))
-    for name, result in results.items():
-        figures = ((figure(result, path), spec) for path, spec in COLUMNS.values())
-        cells = ("-" if value is None else format(value, spec) for value, spec in figures)
-        print(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells))
+def print_row(name: str, result: dict) -> None:
+    figures = ((figure(result, path), spec) for path, spec in COLUMNS.values())
+    cells = ("-" if value is None else format(value, spec) for value, spec in figures)
+    print(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
+
+
+def save(results: dict[str, dict], preset: Parameters) -> None:
+    """Bring the results up to date."""
+    known = json.loads(RESULTS.read_text())["servers"] if RESULTS.exists() else {}
+    known |= results
+    report = {
+        "machine": machine(),
+        "parameters": asdict(preset),
+        "servers": {name: known[name] for name in SERVERS if name in known},
+    }
+    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def print_ratios(results: dict[str, dict]) -> None:
@@ -154,36 +164,28 @@ def main() -> None:
     results, skipped, faults = {}, {}, []
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         fleet = build_fleet(folder, preset.customers)
+        print(f"{datetime.now():%H:%M:%S}".ljust(30) + "".join(f"{name:>10}" for name in COLUMNS))
         for name in options.only:
-            print(f"{datetime.now():%H:%M:%S} {name}: {SERVERS[name].about}", flush=True)
+            server = SERVERS[name]
             try:
                 about = {
-                    "about": SERVERS[name].about,
+                    "about": server.about,
                     "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "versions": versions(SERVERS[name]),
+                    "versions": versions(server),
                 }
+                results[name] = about | shorten(Bench(server, fleet, preset).measure())
             except InstallError as error:
                 skipped[name] = str(error)
-                continue
-            try:
-                results[name] = about | shorten(Bench(SERVERS[name], fleet, preset).measure())
             except ServerError as error:  # the others are worth knowing all the same
                 faults.append(f"{name}: {error}")
-    print_table(results)
+                print(f"{name:30} failed: see below", flush=True)
+            else:
+                print_row(name, results[name])
+                if not options.short:
+                    save(results, preset)
     print_ratios(results)
     for name, reason in skipped.items():
         print(f"SKIPPED {name}: {reason}")
-    if not options.short:
-        known = json.loads(RESULTS.read_text())["servers"] if RESULTS.exists() else {}
-        report = {
-            "machine": machine(),
-            "parameters": asdict(preset),
-            "servers": {
-                name: (known | results)[name] for name in SERVERS if name in known | results
-            },
-            "skipped": skipped,
-        }
-        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     faults += check(results, MAX_SHORT_BURST if options.short else MAX_BURST)
     if options.short and sys.version_info[:2] == (3, 11):
         faults += [f"{name} was skipped" for name in skipped]
