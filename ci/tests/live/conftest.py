@@ -180,7 +180,7 @@ def ask(store, histories, url):
     ) -> requests.Response:
         body = {"sequence_data": histories["customer_123"] if history is None else history}
         headers = {"serve_multiplexed_model_id": customer_id}
-        return requests.post(url, headers=headers, json=body, timeout=timeout)
+        return requests.post(f"{url}/", headers=headers, json=body, timeout=timeout)
 
     return ask
 

@@ -34,7 +34,7 @@ def url(live_store, fleet, launch_production):
         models_per_replica=len(NAMED),
         pinned_customers=(PINNED,),
     )
-    yield f"{SERVICE}/reloading"
+    yield f"{SERVICE}/reloading/"
     serve.delete("reloading")
     live_store.checks.clear()
     time.sleep(2 * RELOAD_CHECK_S)

@@ -76,7 +76,7 @@ def test_a_request_without_an_id_is_a_normal_request_until_it_asks_the_cache(pro
 
 def test_a_model_spills_to_another_replica_only_when_its_own_is_busy(busy):
     handle = busy.options(multiplexed_model_id="a")
-    home = call(handle.work, 2)  # seconds: the router has heard of the model when it ends
+    home = call(handle.work, 4)  # seconds: the router has heard of the model when it ends
     assert {call(handle.work, 0) for _ in range(20)} == {home}
     both = [handle.work.remote(5) for _ in range(2)]  # for longer than the router waits for home
     assert len({answer.result(timeout_s=60) for answer in both}) == 2
