@@ -2,15 +2,17 @@
 # Export the template, and run its test in a stand-in for the console's workspace: bash ci/try_template.sh
 #
 # What a workspace has, and no more: an image with Ray, the template and its test in one folder, and a
-# running cluster whose head takes no work. Wants uv on the PATH, and port 8000 free.
+# running cluster whose head takes no work, with a worker that does. The models lie in a folder that
+# both see. Wants uv on the PATH, and port 8000 free.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=$(mktemp -d)
 workspace=$folder/workspace image=$folder/image address=127.0.0.1:6399
+nodes=()
 stop() {
-  if [[ -n ${cluster:-} ]]; then
-    kill "$cluster" && wait "$cluster" || true
+  if ((${#nodes[@]})); then
+    kill "${nodes[@]}" && wait "${nodes[@]}" || true
   fi
   rm -rf "$folder"
 }
@@ -28,14 +30,22 @@ export PATH=$image/bin:/usr/local/bin:/usr/bin:/bin TMPDIR=$folder
 export RAY_AUTH_MODE=disabled # else the cluster and its clients may disagree on the token
 unset PYTHONPATH VIRTUAL_ENV
 
-ray start --head --num-cpus=0 --port="${address#*:}" --temp-dir="$folder/ray" --block \
-  >"$folder/cluster.log" 2>&1 &
-cluster=$!
-for _ in {1..60}; do
-  ray status --address "$address" >/dev/null 2>&1 && break
-  sleep 1
-done
-ray status --address "$address" || { cat "$folder/cluster.log"; exit 1; }
+start_node() { # NAME OPTION...
+  ray start "${@:2}" --block >"$folder/$1.log" 2>&1 &
+  nodes+=($!)
+}
+wait_for_nodes() { # HOW-MANY
+  for _ in {1..60}; do
+    (($(ray list nodes --address "$address" --filter state=ALIVE 2>/dev/null | grep -c ALIVE) >= $1)) && return
+    sleep 1
+  done
+  cat "$folder"/*.log
+  return 1
+}
+start_node head --head --num-cpus=0 --port="${address#*:}" --temp-dir="$folder/ray"
+wait_for_nodes 1
+start_node worker --address="$address" --num-cpus="$(nproc)"
+wait_for_nodes 2
 
-RAY_ADDRESS=$address bash "$workspace/tests.sh"
+RAY_ADDRESS=$address MODEL_STORE=$folder/models bash "$workspace/tests.sh"
 uv pip check --python "$image/bin/python" # the lock agrees with the image

@@ -35,7 +35,7 @@ def query(url: str, expression: str, at_s: float | None = None) -> list[Series]:
 @contextmanager
 def running(config: Path, folder: Path) -> Iterator[str]:
     """Run a server on a config; yield its address. Its data and its log go into `folder`."""
-    assert shutil.which("prometheus"), "no prometheus on the PATH: see ci/tests.sh"
+    assert shutil.which("prometheus"), "no prometheus on the PATH: apt-get install prometheus"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

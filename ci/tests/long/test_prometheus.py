@@ -1,33 +1,64 @@
-"""The rules for Prometheus and the service's metrics, on a real Prometheus and the live service.
+"""Rules, dashboard and the service's metrics, on a real Prometheus and a live service.
 
-It runs on the config that Ray writes, unchanged, which scrapes every 10 s: most of what this takes.
+It runs on the config that Ray writes, with the rules added, which scrapes every 10 s: most of what
+this takes.
 """
 
 import asyncio
+import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
-from conftest import CONTENT, METRICS_INTERVAL_S, MODELS_PER_REPLICA, NAMED, SERVICE
 from prometheus_server import Series, query, running, wait_for
 
-from cluster_metrics import read_metrics
-from forecasting import LAGS
-from http_contract import PROBLEMS
-from traffic import send, zipf_trace
+from faulty_store import FaultyStore
+from forecast_service.artifact import to_bytes
+from forecast_service.errors import (
+    CorruptModelError,
+    InvalidCustomerIdError,
+    StoreUnavailableError,
+    UnknownCustomerError,
+)
+from forecast_service.model import HOLDOUT_DAYS, LAGS, fit, score
+from forecast_service.settings import Settings
+from lab import local_ray
+from lab.chapter import NAMED, SERVICE, ask
+from lab.cluster_metrics import read_metrics
+from lab.serving import launch
+from lab.traffic import send, zipf_trace
+from serve_forecast_production import app
+from train_models import load_footfall
 
-RULES_FILE = CONTENT / "prometheus_rules.yaml"
+CONTENT = Path(local_ray.__file__).parents[1]
+RULES_FILE = CONTENT / "deploy" / "prometheus_rules.yaml"
 RULES = yaml.safe_load(RULES_FILE.read_text())["groups"][0]["rules"]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"]: rule["expr"] for rule in RULES if "alert" in rule}
-ERRORS = {str(status): error.__name__ for error, (status, _) in PROBLEMS.items()}
+DASHBOARD = json.loads((CONTENT / "deploy" / "grafana_dashboard.json").read_text())
+DRAWN = {
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in DASHBOARD["panels"]
+    for target in panel["targets"]
+}
+ERRORS = {
+    str(error.status): error.__name__
+    for error in (
+        InvalidCustomerIdError,
+        UnknownCustomerError,
+        CorruptModelError,
+        StoreUnavailableError,
+    )
+}
 ERRORS["422"] = "RequestValidationError"
+METRICS_INTERVAL_S = 1
+MODELS_PER_REPLICA = 4
+OTHERS = [f"customer_{number:04d}" for number in range(1, 6)]
 
 SERVED = {"application": "default", "deployment": "ForecastingService"}
 ASKED = "ray_serve_multiplexed_get_model_requests_counter_total"
@@ -55,7 +86,7 @@ def total(series: Iterable[Series]) -> Totals:
     return dict(totals)
 
 
-def exported(session_dir: str) -> Totals:
+def exported(session_dir: Path) -> Totals:
     """Return what the addresses that Prometheus scrapes say now."""
     samples = read_metrics(session_dir)
     return total(({**sample.labels, "__name__": sample.name}, sample.value) for sample in samples)
@@ -69,15 +100,14 @@ def requests_in(totals: Totals) -> float:
     return sum(count for (name, *_), count in totals.items() if name == REQUESTS)
 
 
-def traffic(store, histories) -> tuple[Counter, str]:
+def traffic(store: FaultyStore) -> tuple[Counter, str]:
     """Ask, one request after another, for all that can happen. Returns outcomes, and the replica.
 
     The delays of the store are in the middle of a bucket of the histogram, not near its bounds.
     """
     seen, replicas = Counter(), set()
-    others = sorted(set(histories) - set(NAMED))
 
-    def ask(customer_ids: list[str], trace: Iterable[int], value: float = 100) -> None:
+    def send_all(customer_ids: Sequence[str], trace: Iterable[int], value: float = 100) -> None:
         rows = [[value] * LAGS] * len(customer_ids)
         sent = send(SERVICE, customer_ids, rows, trace, concurrency=1, progress=False)
         answers = asyncio.run(sent)
@@ -86,13 +116,13 @@ def traffic(store, histories) -> tuple[Counter, str]:
         replicas.update(set(answers.replica.tolist()) - {""})
 
     store.delay_s = 0.15
-    ask(NAMED, zipf_trace(len(NAMED), 24, skew=1, seed=0))
-    ask([DAMAGED, UNKNOWN, MALFORMED], [0, 1, 1, 2, 0, 0])
-    ask(NAMED[:1], [0, 0], value=float("nan"))
+    send_all(NAMED, zipf_trace(len(NAMED), 24, skew=1, seed=0))
+    send_all([DAMAGED, UNKNOWN, MALFORMED], [0, 1, 1, 2, 0, 0])
+    send_all(NAMED[:1], [0, 0], value=float("nan"))
     store.delay_s = 0.35
-    ask(others[:2], [0, 1])
+    send_all(OTHERS[:2], [0, 1])
     store.delay_s, store.down = 0, True
-    ask(others[2:5], [0, 1, 2, 1])
+    send_all(OTHERS[2:5], [0, 1, 2, 1])
     store.down = False
     (replica,) = replicas
     return seen, replica
@@ -161,16 +191,54 @@ class Phase:
 
 
 @pytest.fixture(scope="module")
-def session_dir(live_store) -> str:
-    return ray.init(ignore_reinit_error=True).address_info["session_dir"]
+def store() -> FaultyStore:
+    """A store with the models of NAMED and OTHERS, and a damaged one."""
+    customer_ids, dates, counts = load_footfall()
+    store = FaultyStore()
+    for customer_id in (*NAMED, *OTHERS):
+        series = counts[customer_ids.index(customer_id)]
+        model = fit(customer_id, series[:-HOLDOUT_DAYS], str(dates[-HOLDOUT_DAYS - 1]))
+        store.artifacts[customer_id] = to_bytes(model, score(model, series))
+    store.artifacts[DAMAGED] = b"not a model"
+    return store
 
 
 @pytest.fixture(scope="module")
-def before(live_store, fleet, histories, session_dir) -> Totals:
+def session_dir(store) -> Iterator[Path]:
+    """A Ray with the service, and one more that has reloaded a model."""
+    settings = {
+        "model_store": store.url,
+        "store_timeout_s": 2,
+        "models_per_replica": MODELS_PER_REPLICA,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(CONTENT))  # for Ray's workers
+        session_dir = local_ray.start(metrics_every_s=METRICS_INTERVAL_S)
+        launch(app(Settings(**settings, reload_check_s=0)))
+        launch(app(Settings(**settings, reload_check_s=1)), "reloading", "/reloading")
+        customer_id = NAMED[0]
+        answer = ask(customer_id, [100] * LAGS, f"{SERVICE}/reloading")
+        assert answer.status_code == 200, answer.text
+        artifact = store.artifacts[customer_id]
+        customer_ids, dates, counts = load_footfall()
+        series = counts[customer_ids.index(customer_id)]
+        newer = fit(customer_id, series, str(dates[-1]))
+        store.artifacts[customer_id] = to_bytes(newer, score(newer, series))
+        reloads = "ray_forecast_reloads_total"
+        wait_for(
+            lambda: any(s.name == reloads and s.value for s in read_metrics(session_dir)),
+            "a reloaded model",
+        )
+        store.artifacts[customer_id] = artifact
+        yield session_dir
+        local_ray.stop()
+
+
+@pytest.fixture(scope="module")
+def before(store, session_dir) -> Totals:
     """The counters after traffic that made each of them, well above its growth to come."""
-    live_store.artifacts = fleet | {DAMAGED: b"not a model"}
     for _ in range(3):
-        traffic(live_store, histories)
+        traffic(store)
     readings = [{}, exported(session_dir)]
     while readings[-1] != readings[-2]:
         time.sleep(2 * METRICS_INTERVAL_S)
@@ -179,12 +247,16 @@ def before(live_store, fleet, histories, session_dir) -> Totals:
 
 
 @pytest.fixture(scope="module")
-def phase(before, live_store, histories, session_dir, tmp_path_factory) -> Phase:
+def phase(before, store, session_dir, tmp_path_factory) -> Iterator[Phase]:
     """More of the same traffic, between two scrapes of a Prometheus that saw none before."""
-    config = Path(session_dir, "metrics", "prometheus", "prometheus.yml")
-    with running(config, tmp_path_factory.mktemp("prometheus")) as prometheus:
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((session_dir / "metrics/prometheus/prometheus.yml").read_text())
+    config["rule_files"] = [str(RULES_FILE)]  # as the file says
+    config["global"]["evaluation_interval"] = "1s"
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with running(folder / "prometheus.yml", folder) as prometheus:
         wait_for(lambda: scraped(prometheus) == before, "a scrape before the traffic")
-        seen, replica = traffic(live_store, histories)
+        seen, replica = traffic(store)
         count = requests_in(before) + seen.total()
         wait_for(lambda: requests_in(scraped(prometheus)) == count, "a scrape after the traffic")
         after = exported(session_dir)
@@ -222,10 +294,18 @@ def test_a_damaged_model_raises_its_alert_the_first_time(phase):
     assert phase.query(ALERTS["ForecastModelCorrupt"])
 
 
-def test_only_rays_own_list_of_models_names_customers(phase, session_dir, histories):
-    customers = {*histories, DAMAGED, UNKNOWN, MALFORMED}
+def test_only_rays_own_list_of_models_names_customers(phase, session_dir):
+    customers = {*NAMED, *OTHERS, DAMAGED, UNKNOWN, MALFORMED}
     naming = {s.name for s in read_metrics(session_dir) if customers & set(s.labels.values())}
     assert naming == {"ray_serve_registered_multiplexed_model_id"}
+
+
+@pytest.mark.parametrize("place", DRAWN)
+def test_every_panel_of_the_dashboard_has_something_to_draw(phase, place):
+    for application in ".+", "default|reloading":  # all, or several: as Grafana puts them
+        expression = DRAWN[place].replace("$application", application)
+        wait_for(lambda expression=expression: bool(query(phase.prometheus, expression)), place)
+    assert not query(phase.prometheus, DRAWN[place].replace("$application", "another"))
 
 
 def test_alerts_fire_when_they_should_and_only_then():

@@ -1,8 +1,7 @@
-"""The Anyscale files: read by Anyscale's own code, and a stand-in endpoint with TLS and a token."""
+"""The client of the service on Anyscale, with a stand-in endpoint that has TLS and a token."""
 
 import asyncio
 import os
-import re
 import ssl
 import subprocess
 import sys
@@ -12,12 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 import trustme
-import yaml
 from aiohttp import web
-from anyscale.service.models import ServiceConfig
-from conftest import CONTENT, SERVICE
+from live_service import CONTENT, SERVICE
 
-ROOT = CONTENT.parent
 TOKEN = "the-right-token"
 
 
@@ -113,30 +109,3 @@ def test_what_is_missing_in_the_environment_is_named(missing):
     done = run_client(**{name: value for name, value in given.items() if name != missing})
     assert done.returncode == 1
     assert done.stderr.startswith(f"{missing} is not set")
-
-
-def test_anyscales_own_code_reads_the_service_file():
-    config = ServiceConfig.from_yaml(str(CONTENT / "service.yaml"))
-    assert config.name == "forecast-multiplex"
-    assert config.applications[0]["import_path"] == "serve_forecast_multiplex:app"
-    assert config.compute_config.auto_select_worker_config
-    assert config.env_vars["MODEL_STORE"].startswith("s3://")
-
-
-def test_the_service_file_pins_what_the_tutorial_pins():
-    pinned = set(re.findall(r"^\S+==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    service = yaml.safe_load((CONTENT / "service.yaml").read_text())
-    assert set(service["requirements"]) <= pinned
-    (ray,) = [pin for pin in pinned if pin.startswith("ray")]
-    assert f":{ray.partition('==')[2]}-" in service["image_uri"]
-
-
-def test_every_anyscale_command_in_the_readme_is_one_of_the_installed_cli():
-    commands = re.findall(r"^anyscale service .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(commands) >= 6
-    for command in commands:
-        name, *words = command.split()[2:]
-        helped = ["anyscale", "service", name, "--help"]
-        text = subprocess.run(helped, capture_output=True, text=True, check=True, timeout=60).stdout
-        for option in (word for word in words if word.startswith("-")):
-            assert re.search(rf"(^|[\s,]){option}\b", text), f"{command}: no option {option}"

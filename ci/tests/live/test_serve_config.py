@@ -1,37 +1,48 @@
-"""serve_config.yaml on the live cluster: deployed, changed, deployed again, as a person would."""
+"""The deployment files, read by Ray Serve; serve_config.yaml deployed, changed, deployed again."""
 
 import asyncio
 import itertools
+import os
+import re
+import shutil
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import requests
 import yaml
-from conftest import CONTENT, NAMED, SERVICE
+from live_service import CONTENT, SERVICE
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from capacity import lru_hit_rates
-from notebook_tools import wait_until_running
-from traffic import Outcomes, load_customers, send, zipf_trace
+from lab.capacity import lru_hit_rates
+from lab.chapter import NAMED
+from lab.serving import wait_until_running
+from lab.traffic import Outcomes, load_customers, send, zipf_trace
 
+DEPLOY = CONTENT / "deploy"
 NAME, ROUTE = "from-file", "/from-file"  # "default" and "/" are the session's own application's
 URL = f"{SERVICE}{ROUTE}/"
-SETTLE_TIMEOUT_S = 90
+SETTLE_TIMEOUT_S = 120
 REQUESTS_PER_S = 20  # while the service changes
 OTHERS = [f"customer_{number:04d}" for number in range(1, 13)]  # than NAMED
 
 
-def keys(settings) -> set[tuple]:
-    """Return the path of every setting, from the outside in; list items have no place in it."""
-    if isinstance(settings, dict):
-        return {(key, *path) for key in settings for path in keys(settings[key]) | {()}}
-    if isinstance(settings, list):
-        return set().union(*map(keys, settings))
-    return set()
+def read(name: str) -> dict:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def pods(name: str = "rayservice.yaml") -> list[dict]:
+    """Return the containers of rayservice.yaml, the head's first."""
+    cluster = read(name)["spec"]["rayClusterConfig"]
+    groups = cluster["headGroupSpec"], *cluster["workerGroupSpecs"]
+    return [group["template"]["spec"]["containers"][0] for group in groups]
 
 
 def ask_in_turn(trace: np.ndarray) -> Outcomes:
@@ -67,22 +78,13 @@ class Traffic:
         self._thread.join()
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> dict:
-    """What `serve build` writes."""
-    file = tmp_path_factory.mktemp("build") / "built.yaml"
-    build = ["serve", "build", "--app-dir", CONTENT, "serve_forecast_multiplex:app"]
-    subprocess.run([*build, "--output-path", file], capture_output=True, check=True, timeout=60)
-    return yaml.safe_load(file.read_text())
-
-
 @pytest.fixture
 def config(store) -> dict:
     """The file, changed to run beside the session's own application and from its store."""
-    config = yaml.safe_load((CONTENT / "serve_config.yaml").read_text())
+    config = read("serve_config.yaml")
     (app,) = config["applications"]
     app |= {"name": NAME, "route_prefix": ROUTE}
-    app["runtime_env"]["env_vars"]["MODEL_STORE"] = store.url
+    app["args"]["model_store"] = store.url
     app["deployments"][0]["ray_actor_options"]["num_cpus"] = 0
     return config
 
@@ -118,25 +120,86 @@ def change(config: dict, replicas: int, models: int) -> dict:
     """Set the number of replicas and their cache size, as an editor of the file would."""
     (app,) = config["applications"]
     app["deployments"][0]["num_replicas"] = replicas
-    app["runtime_env"]["env_vars"]["MODELS_PER_REPLICA"] = str(models)
+    app["args"]["models_per_replica"] = models
     return config
 
 
-def test_the_file_has_no_setting_that_serve_build_does_not_write(built):
-    config = yaml.safe_load((CONTENT / "serve_config.yaml").read_text())
-    (app,) = config["applications"]
-    env_vars = app["runtime_env"].pop("env_vars")
-    assert keys(config) <= keys(built)
-    for name in "import_path", "route_prefix":
-        assert app[name] == built["applications"][0][name]
-    names = [deployment["name"] for deployment in app["deployments"]]
-    assert names == [deployment["name"] for deployment in built["applications"][0]["deployments"]]
-    assert all(isinstance(value, str) for value in env_vars.values()), "Ray takes only text"
+SERVE_CONFIGS = {
+    "serve_config": read("serve_config.yaml"),
+    "rayservice": yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"]),
+}
+APPLICATIONS = [
+    *(app for config in SERVE_CONFIGS.values() for app in config["applications"]),
+    *read("service.yaml")["applications"],
+]
 
 
-def test_the_file_listens_on_loopback_unless_it_is_told_otherwise():
-    config = yaml.safe_load((CONTENT / "serve_config.yaml").read_text())
-    assert config["http_options"]["host"] == "127.0.0.1"
+@pytest.mark.parametrize("name", SERVE_CONFIGS)
+def test_rays_own_schema_reads_the_file_and_ignores_none_of_it(name):
+    config = SERVE_CONFIGS[name]
+    assert ServeDeploySchema(**config).model_dump(exclude_unset=True) == config
+
+
+@pytest.mark.parametrize("app", APPLICATIONS, ids=[*SERVE_CONFIGS, "service"])
+def test_it_deploys_the_production_service_by_its_names(app):
+    from serve_forecast_production import ForecastingService
+
+    assert ServeApplicationSchema(**app).model_dump(exclude_unset=True) == app
+    assert app.get("name", "default") == "default" and app.get("route_prefix", "/") == "/"
+    assert app["import_path"] == "serve_forecast_production:app"
+    (deployment,) = app["deployments"]
+    assert deployment["name"] == ForecastingService.name
+    if scaling := deployment.get("autoscaling_config"):
+        assert AutoscalingConfig(**scaling).model_dump(exclude_unset=True) == scaling
+    if logging := deployment.get("logging_config"):
+        assert not logging["enable_access_log"], "a logging_config replaces the service's own"
+
+
+@pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe"])
+@pytest.mark.parametrize("pod", pods(), ids=["head", "worker"])
+def test_a_probe_of_kubernetes_asks_what_a_live_node_answers(live_store, pod, probe):
+    asked = pod[probe]["httpGet"]
+    (node,) = ray.nodes()
+    agent = f"http://{node['NodeManagerAddress']}:{asked['port']}"
+    url = SERVICE if SERVICE.endswith(f":{asked['port']}") else agent
+    assert requests.get(url + asked["path"], timeout=10).status_code == 200
+
+
+IMPORT_ENTRIES = """
+import importlib, sys
+for name in sys.argv[2:]:
+    module = importlib.import_module(name)
+    assert module.__file__.startswith(sys.argv[1]), f"{module.__file__} is not the image's"
+    getattr(module, "app", None) or module.middlewares()
+"""
+
+
+def test_what_the_image_copies_is_all_that_its_entries_import(tmp_path):
+    """No container engine is wanted: the folder that the Dockerfile fills is filled here."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
+    (home,) = re.findall(r"^ENV PYTHONPATH=(\S+)$", dockerfile, re.MULTILINE)
+    for arguments in re.findall(r"^COPY --chown=ray (.+)$", dockerfile, re.MULTILINE):
+        *files, target = arguments.split()
+        if not target.startswith(home):
+            continue
+        folder = tmp_path / Path(target).relative_to(home)
+        for file in map(CONTENT.joinpath, files):
+            if file.is_dir():
+                shutil.copytree(file, folder, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(file, folder)
+    entries = [path.stem for path in tmp_path.glob("*.py")]
+    assert {"serve_forecast_multiplex", "serve_forecast_production"} <= {*entries}
+    command = [sys.executable, "-c", IMPORT_ENTRIES, tmp_path, *entries]
+    done = subprocess.run(
+        [*command, "forecast_service.proxy_guard"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_file_deploys_the_service_and_leaves_other_applications_alone(
@@ -144,7 +207,7 @@ def test_the_file_deploys_the_service_and_leaves_other_applications_alone(
 ):
     status = deploy(change(config, replicas=1, models=2))
     assert {app["status"] for app in status["applications"].values()} == {"RUNNING"}
-    assert {"default", "portfolio", "grpc"} < status["applications"].keys()
+    assert {"default", "small", NAME} <= status["applications"].keys()
     direct = ask("customer_123", histories["customer_123"])
     answer = requests.post(
         URL,
@@ -154,6 +217,12 @@ def test_the_file_deploys_the_service_and_leaves_other_applications_alone(
     )
     assert answer.content == direct.content
     assert answer.headers["X-Replica-Id"] != direct.headers["X-Replica-Id"]
+
+
+def test_a_misspelt_argument_is_refused_by_name(deploy, config):
+    config["applications"][0]["args"]["models_per_replicas"] = 100
+    with pytest.raises(RuntimeError, match="models_per_replicas"):
+        deploy(config)
 
 
 def test_a_deployed_change_resizes_the_caches_and_the_pool_and_fails_no_request(deploy, config):
