@@ -3,6 +3,9 @@
 Whether or not another Ray runs on this machine, and whatever RAY_ADDRESS says.
 """
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
@@ -59,6 +62,7 @@ def start(*, fast_ingress: bool = False, metrics_every_s: float | None = None) -
     if metrics_every_s:
         settings["RAY_metrics_report_interval_ms"] = str(round(metrics_every_s * 1000))
     stop()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process, not in replicas
     os.environ.pop("RAY_AUTH_MODE", None)  # Ray's default, whatever this machine's other Ray has
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else a process that Ray starts may abort
     os.environ |= settings
@@ -79,8 +83,9 @@ def stop() -> None:
     """Stop what start() has started, Ray Serve first, and see that no HAProxy is left behind."""
     if not ray.is_initialized():
         return
-    serve.shutdown()
-    ray.shutdown()
+    with contextlib.redirect_stdout(io.StringIO()):  # Ray reports a handle's open call as failed
+        serve.shutdown()
+        ray.shutdown()
     for name in COMMAND_LINE:
         os.environ.pop(name, None)
     for process in haproxy_processes():
