@@ -145,6 +145,7 @@ def joined() -> Iterator[Joined]:
         inside = env | {"RAY_ADDRESS": ADDRESS}
         wait_for_nodes(1, inside)
         worker = [*start, f"--address={ADDRESS}", "--num-cpus=4"]
+        worker.append("--dashboard-agent-listen-port=0")  # the head's has the usual one
         hidden = ["unshare", "-m", "bash", "-c", HIDE_AND_EXEC, "_", str(empty), str(checkout)]
         stack.enter_context(running([*hidden, *worker], env, folder / "worker.log"))
         wait_for_nodes(2, inside)
