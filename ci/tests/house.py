@@ -434,7 +434,10 @@ def outputs(root: Path, notebook: Path) -> list[str]:
                     )
                 if ANSI.search(text):
                     faults.append(f"{place}: prints colours of a terminal: turn them off")
-            printed = output.get("text", output.get("data", {}).get("text/plain", ""))
+            data = output.get("data", {})
+            printed = output.get("text", data.get("text/plain", ""))
+            if "image/png" in data:
+                printed = ""  # the text becomes the picture's
             for line in "".join(printed).splitlines():
                 if len(line) > WIDTH:
                     faults.append(

@@ -63,6 +63,7 @@ class TokenSettings(_Settings):
     @classmethod
     def locate(cls, path: object) -> object:
         """Make a path absolute. An empty one is a mistake: it does not turn tokens off."""
+        path = path.strip() if isinstance(path, str) else path
         if path == "":
             raise ValueError("name a file, or leave the setting out to turn tokens off")
         return HOME / path if isinstance(path, str | Path) else path

@@ -6,13 +6,13 @@ import socket
 import time
 
 import pytest
+from store_suite import CALLS, StoreSuite, run, why_not
 
 from forecast_service.errors import StoreUnavailableError
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
 from lab.s3_server import S3Server
 from s3_relay import Relay
-from store_suite import CALLS, StoreSuite, run, why_not
 
 TIMEOUT_S = 1
 BUCKET = "models"
