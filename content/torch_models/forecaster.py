@@ -22,7 +22,7 @@ from forecast_service.model import (
 )
 
 HIDDEN = 768  # units a layer: a model of 2.5 MB, heavy enough that loading it takes a while
-STEPS, CHECK_EVERY = 300, 50  # gradient steps, and how often the calibration days are asked
+STEPS, CHECK_EVERY = 200, 50  # gradient steps, and how often the calibration days are asked
 BATCH_SIZE = 128  # windows
 LEARNING_RATE = 1e-3  # at the first step; it falls to 0 on half a cosine
 
