@@ -91,7 +91,7 @@ def shorten(value: object) -> object:
 def print_row(name: str, result: dict) -> None:
     figures = ((figure(result, path), spec) for path, spec in COLUMNS.values())
     cells = ("-" if value is None else format(value, spec) for value, spec in figures)
-    print(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
+    print(f"{name:20}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
 
 
 def save(results: dict[str, dict], preset: Parameters) -> None:
@@ -164,7 +164,7 @@ def main() -> None:
     results, skipped, faults = {}, {}, []
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         fleet = build_fleet(folder, preset.customers)
-        print(f"{datetime.now():%H:%M:%S}".ljust(30) + "".join(f"{name:>10}" for name in COLUMNS))
+        print(f"{datetime.now():%H:%M:%S}".ljust(20) + "".join(f"{name:>10}" for name in COLUMNS))
         for name in options.only:
             server = SERVERS[name]
             try:
@@ -178,7 +178,7 @@ def main() -> None:
                 skipped[name] = str(error)
             except ServerError as error:  # the others are worth knowing all the same
                 faults.append(f"{name}: {error}")
-                print(f"{name:30} failed: see below", flush=True)
+                print(f"{name:20} failed: see below", flush=True)
             else:
                 print_row(name, results[name])
                 if not options.short:

@@ -70,7 +70,7 @@ SERVERS = {
     "ours, 80 lines": Server(
         "the tutorial's service, default ingress", (*RAY, SMALL), environment=RAY_SETTINGS
     ),
-    "ours, 80 lines, fast ingress": Server(
+    "ours, 80 lines, fast": Server(
         "the tutorial's service, fast ingress (HAProxy)", (*RAY, SMALL), environment=FAST_INGRESS
     ),
     "stock Ray": Server(
