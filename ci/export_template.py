@@ -213,13 +213,13 @@ def build_template(name: str, repository: str) -> dict[str, bytes]:
                 place = f"cell {cell.id} of {path}"
                 cell.source = prose.adapt(cell.source, place, posixpath.dirname(path))
         notebook.cells[1:1] = [
-            new_markdown_cell(SET_UP, id="set-up"),
-            new_code_cell(INSTALL, id="install"),
+            new_markdown_cell(SET_UP, id="template-set-up"),
+            new_code_cell(INSTALL, id="template-install"),
         ]
     readme = notebooks["README.ipynb"]
     give_title(readme.cells[0], name, repository)
     get_the_code = GET_THE_CODE.format(name=name, repository=repository)
-    readme.cells.insert(1, new_markdown_cell(get_the_code, id="get-the-code"))
+    readme.cells.insert(1, new_markdown_cell(get_the_code, id="template-get-the-code"))
     files |= {path: (nbformat.writes(book) + "\n").encode() for path, book in notebooks.items()}
     files["README.md"] = MarkdownExporter().from_notebook_node(readme)[0].encode()
     return files

@@ -199,7 +199,9 @@ def test_the_commands_that_get_the_code_get_this_template_alone(template, tmp_pa
     }
     for command in ("init -q -b main", "add -A", "commit -q -m all"):
         subprocess.run(["git", *command.split()], cwd=repository, env=env, check=True)
-    (cell,) = (c for c in notebooks(template)["README.ipynb"].cells if c.id == "get-the-code")
+    (cell,) = (
+        c for c in notebooks(template)["README.ipynb"].cells if c.id == "template-get-the-code"
+    )
     (commands,) = re.findall(r"```bash\n(.+?)```", cell.source, re.DOTALL)
     assert "https://github.com/anyscale/templates " in commands
     commands = commands.replace("https://github.com/anyscale/templates", repository.as_uri())
