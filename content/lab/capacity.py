@@ -9,19 +9,15 @@ models that a replica then needs for the target; their memory.
 """
 
 import argparse
-import tracemalloc
 from bisect import bisect_left
-from collections import OrderedDict
-from weakref import WeakValueDictionary
 
 import numpy as np
 
-from forecast_service.artifact import from_bytes
 from lab.traffic import zipf_popularity, zipf_trace
 
 TARGETS = 0.8, 0.9, 0.95, 0.99  # hit rates in the table, besides --target
 REQUESTS = 1_000_000  # so that nearly all of 10 000 customers come up while the caches warm
-BYTES_PER_MODEL = 3300  # of resident memory, with 10 000 models of train_models.py in a process
+BYTES_PER_MODEL = 50_000  # by which a replica grew, Ray's metrics included: see chapters/05_tune
 TIMES, REST = 500, 40  # in Che's table; at its end no customer is absent but by exp(-40)
 
 
@@ -78,24 +74,6 @@ def smallest_cache(hit_rates: np.ndarray, target: float) -> int:
     if (highest := hit_rates.max()) < target:
         raise ValueError(f"no cache has a hit rate of {target:.2%}, the highest is {highest:.2%}")
     return int(np.argmax(hit_rates >= target))
-
-
-def resident_bytes(artifacts: dict[str, bytes]) -> float:
-    """Return the memory in bytes that a model takes in a replica, the mean over artifacts by id.
-
-    It is what tracemalloc sees of the model, its arrays and texts, its id, and its entries in Ray
-    Serve's cache and in the loader; not what allocators round up, nor Ray's metrics and routers.
-    """
-    if not artifacts:
-        raise ValueError("there are no artifacts to measure: train models first")
-    tracemalloc.start()
-    cache, loader = OrderedDict(), WeakValueDictionary()
-    for customer_id, data in artifacts.items():
-        own_id = customer_id.encode().decode()  # a copy, as each request brings its own
-        cache[own_id] = loader[own_id] = from_bytes(data, own_id)
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return size / len(artifacts)
 
 
 def main() -> None:
