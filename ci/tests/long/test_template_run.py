@@ -54,16 +54,20 @@ def start_tests(
         )
 
 
-def sleeper_of(folder: Path, timeout_s: float = 60) -> psutil.Process:
+def sleeper_of(folder: Path, timeout_s: float = 60) -> int:
+    """Return the process that the notebook started, when it has."""
     deadline = time.monotonic() + timeout_s
     while not (folder / "sleeper.pid").exists() or not (folder / "sleeper.pid").read_text():
         assert time.monotonic() < deadline, "the notebook did not start"
         time.sleep(0.1)
-    return psutil.Process(int((folder / "sleeper.pid").read_text()))
+    return int((folder / "sleeper.pid").read_text())
 
 
-def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 BESIDE = """\

@@ -123,6 +123,7 @@ def test_every_notebook_is_there_without_outputs_and_counts(template):
     assert notebooks(template).keys() == {"README.ipynb", *chapters}
     for notebook in notebooks(template).values():
         nbformat.validate(notebook)
+        assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
         for cell in notebook.cells:
             assert not cell.get("outputs") and cell.get("execution_count") is None
 
@@ -199,9 +200,8 @@ def test_the_commands_that_get_the_code_get_this_template_alone(template, tmp_pa
     }
     for command in ("init -q -b main", "add -A", "commit -q -m all"):
         subprocess.run(["git", *command.split()], cwd=repository, env=env, check=True)
-    (cell,) = (
-        c for c in notebooks(template)["README.ipynb"].cells if c.id == "template-get-the-code"
-    )
+    cells = {cell.id: cell for cell in notebooks(template)["README.ipynb"].cells}
+    cell = cells["template-get-the-code"]
     (commands,) = re.findall(r"```bash\n(.+?)```", cell.source, re.DOTALL)
     assert "https://github.com/anyscale/templates " in commands
     commands = commands.replace("https://github.com/anyscale/templates", repository.as_uri())
