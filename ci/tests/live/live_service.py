@@ -1,6 +1,7 @@
 """What the live tests know of the services under test: where they are, and how to look at them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -10,8 +11,9 @@ import pytest
 import requests
 from ray.util.state import list_actors
 
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import from_bytes, to_bytes
 from forecast_service.contract import ForecastRequest, respond
+from forecast_service.model import ForecastModel, Scores
 from lab.chapter import NAMED
 
 CONTENT = Path(__file__).parents[3] / "content"
@@ -113,11 +115,6 @@ def forecast_by_grpc(channel: grpc.Channel, customer_id: str | None, history: li
     )
 
 
-def artifact_of(model, **changes) -> bytes:
+def artifact_of(model: ForecastModel, **changes: object) -> bytes:
     """Return the artifact of a model, some of its fields changed."""
-    from dataclasses import replace
-
-    from forecast_service.artifact import to_bytes
-    from forecast_service.model import Scores
-
     return to_bytes(replace(model, **changes), Scores(*np.ones(4)))

@@ -1,4 +1,4 @@
-"""The synthetic customers: labelled, the same again, and like the real ones where it matters."""
+"""The synthetic customers: named as such, the same again, and like the real ones where it matters."""
 
 import sys
 
