@@ -1,4 +1,4 @@
-"""The synthetic customers: named as such, the same again, and like the real ones where it matters."""
+"""The synthetic customers: named so, the same again, like the real ones where it matters."""
 
 import sys
 
