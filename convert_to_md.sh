@@ -1,52 +1,78 @@
 #!/usr/bin/env bash
-# Render the notebooks, with their outputs and plots: content/notebook.ipynb as README.md,
-# content/pytorch_s3.ipynb as content/pytorch_s3.md.
+# Render the notebooks, with their outputs and plots: content/notebook.ipynb as README.md, each of
+# content/chapters/ as the .md beside it.
 #
-#   bash convert_to_md.sh           write them, and content/images/*.png
+#   bash convert_to_md.sh           write them, and the pictures in images/
 #   bash convert_to_md.sh --check   exit 1 unless they are what the notebooks render to; write nothing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-rendered=$(mktemp -d)
-trap 'rm -rf "$rendered"' EXIT
-mkdir -p "$rendered/content/images"
-
-render() { # NOTEBOOK MARKDOWN FOLDER-OF-CONTENT-AS-SEEN-FROM-IT
-  local name
-  name=$(basename "$1" .ipynb)
-  jupyter nbconvert "$1" --log-level WARN --to markdown --output-dir "$rendered/content" --output "$name" \
-    --NbConvertApp.output_files_dir=images \
-    --ExtractOutputPreprocessor.output_filename_template="${name}_{cell_index}_{index}{extension}"
-  python3 - "$rendered/content/$name.md" "$rendered/$2" "$3" "$1" <<'PYTHON'
+python - "$@" <<'PYTHON'
+import posixpath
 import re
 import sys
 from pathlib import Path
 
-source, target, content, notebook = sys.argv[1:]
-renderings = {"notebook.ipynb": "README.md" if content else "../README.md", "pytorch_s3.ipynb": f"{content}pytorch_s3.md"}
-text = Path(source).read_text()
-text = re.sub(r"\]\((images|data)/", rf"]({content}\1/", text)  # in the notebook, relative to content/
-text = re.sub(r"\]\((\w+\.ipynb)\)", lambda link: f"]({renderings[link[1]]})", text)
-text = re.sub(r"\]\(#(.+?)\)", lambda link: f"](#{link[1].lower()})", text)  # GitHub's anchors are in lower case
-text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # colours of a terminal
-text = text.replace("![png]", "![Plot: its finding is its title, its main numbers are in the text around it]")
-note = f"<!-- Rendered from {notebook} by convert_to_md.sh: edit the notebook. -->"
-Path(source).unlink()
-Path(target).write_text(f"{note}\n\n{text.strip()}\n")
-PYTHON
-}
-render content/notebook.ipynb README.md content/
-render content/pytorch_s3.ipynb content/pytorch_s3.md ""
+import nbformat
+from nbconvert import MarkdownExporter
+from traitlets.config import Config
 
-if [[ ${1:-} == --check ]]; then
-  for file in README.md content/pytorch_s3.md; do
-    cmp "$file" "$rendered/$file" || stale=1
-  done
-  diff -r -x '*.svg' content/images "$rendered/content/images" || stale=1
-  [[ -z ${stale:-} ]] || { echo "stale: run bash convert_to_md.sh" >&2; exit 1; }
-  exit 0
-fi
-rm -f content/images/*.png
-find "$rendered/content/images" -name '*.png' -exec mv {} content/images/ \;
-mv "$rendered/README.md" README.md
-mv "$rendered/content/pytorch_s3.md" content/pytorch_s3.md
+TUTORIAL = "content/notebook.ipynb"
+LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]*)(#[^)\s]*)?(?=\))")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def rendering_of(notebook: str) -> str:
+    """Return the path of a notebook's Markdown."""
+    return "README.md" if notebook == TUTORIAL else notebook.replace(".ipynb", ".md")
+
+
+def render(notebook: str) -> dict[str, bytes]:
+    """Return the files that a notebook becomes, by their paths: its Markdown, its pictures."""
+    target, name = rendering_of(notebook), Path(notebook).stem
+    book = nbformat.read(notebook, as_version=4)
+    pictures = f"{name}_{{cell_index}}_{{index}}{{extension}}"
+    config = Config({"ExtractOutputPreprocessor": {"output_filename_template": pictures}})
+    resources = {"output_files_dir": "images"}
+    text, resources = MarkdownExporter(config=config).from_notebook_node(book, resources)
+
+    def adapt(link: re.Match) -> str:
+        path, anchor = link[1], (link[2] or "").lower()  # GitHub's anchors are in lower case
+        if path:
+            there = posixpath.normpath(posixpath.join(posixpath.dirname(notebook), path))
+            there = rendering_of(there) if there.endswith(".ipynb") else there
+            path = posixpath.relpath(there, posixpath.dirname(target) or ".")
+        return path + anchor
+
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    alts = [o.data["text/plain"] for o in outputs if "image/png" in o.get("data", {})]
+    for alt in alts:  # the plot's own description stands in for it
+        words = re.sub(r"[\[\]\s]+", " ", alt).strip()
+        text = text.replace("![png](", f"![{words}](", 1)
+    text = re.sub(r" +$", "", LINK.sub(adapt, ANSI.sub("", text)), flags=re.MULTILINE)
+    text = re.sub(r"\n{4,}", "\n\n\n", text)
+    note = f"<!-- Rendered from {notebook} by convert_to_md.sh: edit the notebook. -->"
+    files = {target: f"{note}\n\n{text.strip()}\n".encode()}
+    for path, data in (resources["outputs"] or {}).items():
+        files[posixpath.join(posixpath.dirname(notebook), path)] = data
+    return files
+
+
+notebooks = [TUTORIAL, *sorted(map(str, Path("content/chapters").glob("*.ipynb")))]
+rendered = {path: data for notebook in notebooks for path, data in render(notebook).items()}
+present = {str(path) for path in Path("content").glob("**/images/*.png")}
+present |= {str(path) for path in Path("content/chapters").glob("*.md")}
+if sys.argv[1:] == ["--check"]:
+    stale = [p for p in rendered if not Path(p).exists() or Path(p).read_bytes() != rendered[p]]
+    stale += sorted(present - rendered.keys())
+    if stale:
+        sys.exit("\n".join((*stale, "stale: run bash convert_to_md.sh")))
+elif sys.argv[1:]:
+    sys.exit(f"unknown: {' '.join(sys.argv[1:])}. Use it alone, or with --check")
+else:
+    for path in present - rendered.keys():
+        Path(path).unlink()
+    for path, data in rendered.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(data)
+PYTHON

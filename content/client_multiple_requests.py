@@ -9,14 +9,7 @@ import numpy as np
 import requests
 
 SERVICE = "http://127.0.0.1:8000"
-CUSTOMERS = (
-    "customer_123",
-    "customer_456",
-    "customer_789",
-    "customer_abc",
-    "customer_def",
-    "customer_hij",
-)
+CUSTOMERS = tuple(f"customer_{suffix}" for suffix in ("123", "456", "789", "abc", "def", "hij"))
 REQUESTS = 100
 HISTORY_DAYS = 28
 
@@ -26,18 +19,6 @@ class Answer(NamedTuple):
     forecast: list[float]
     cold: bool  # the request waited for the store, says the service
     latency_ms: float
-
-
-def load_histories() -> dict[str, list[int]]:
-    """Return the last HISTORY_DAYS daily counts of every customer in the data."""
-    with np.load(Path(__file__).with_name("data") / "footfall.npz") as footfall:
-        return dict(
-            zip(
-                footfall["customer_ids"].tolist(),
-                footfall["counts"][:, -HISTORY_DAYS:].tolist(),
-                strict=True,
-            )
-        )
 
 
 def ask(session: requests.Session, customer_id: str, history: list[int]) -> Answer:
@@ -56,8 +37,10 @@ def ask(session: requests.Session, customer_id: str, history: list[int]) -> Answ
 
 
 def ask_many(customer_ids: list[str]) -> list[Answer]:
-    """Send one request after another, over one connection."""
-    histories = load_histories()
+    """Send one request after another, over one connection, with each customer's last days."""
+    with np.load(Path(__file__).with_name("data") / "footfall.npz") as footfall:
+        recent = footfall["counts"][:, -HISTORY_DAYS:].tolist()
+        histories = dict(zip(footfall["customer_ids"].tolist(), recent, strict=True))
     with requests.Session() as session:
         return [ask(session, customer_id, histories[customer_id]) for customer_id in customer_ids]
 

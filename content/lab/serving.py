@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import ray
+import requests
 import yaml
 from ray import serve
+from ray.util.state import get_log, list_logs
 
 LAUNCH_TIMEOUT_S = 120
 Result = TypeVar("Result")
@@ -26,6 +29,25 @@ def launch(app: serve.Application, name: str = "default", route_prefix: str = "/
     target = serve.RunTarget(app, name, route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
     wait_until_running(name, timeout_s=LAUNCH_TIMEOUT_S)
+
+
+def require_free(app_name: str, url: str) -> None:
+    """Raise RuntimeError unless an application may answer at a URL: nobody does, or it does itself.
+
+    `serve run` at a route that is taken shuts Ray Serve down, and with it whoever answers there.
+    """
+    try:
+        answer = requests.get(f"{url}/-/routes", timeout=10)
+    except requests.ConnectionError:
+        return
+    if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):
+        raise RuntimeError(f"another program answers at {url}: stop it, or run this elsewhere")
+    taken_by = answer.json().get("/", app_name)
+    if taken_by != app_name:
+        raise RuntimeError(
+            f"the application {taken_by!r} of this cluster answers at {url}: stop it with "
+            f"`serve.delete({taken_by!r})` if it is yours, or run this on another cluster"
+        )
 
 
 def deploy(config: dict, replicas: int) -> None:
@@ -92,10 +114,21 @@ def wait_until(
 
 
 def log_lines(session_dir: Path, replica: str, text: str) -> list[str]:
-    """Return what replicas on this machine logged about a text, oldest first.
+    """Return what processes of Serve on this machine logged about a text, oldest first.
 
     `replica` is part of the log file's name: a replica's id, or its deployment's name.
     """
     logs = sorted((session_dir / "logs" / "serve").glob(f"*{replica}*.log"))
     lines = [line for log in logs for line in log.read_text().splitlines() if text in line]
+    return [line.partition(" -- ")[2] for line in lines]
+
+
+def replica_log(replica_id: str, text: str) -> list[str]:
+    """Return what a replica logged about a text, oldest first, on whichever node it runs."""
+    lines = []
+    for node in ray.nodes():
+        listed = list_logs(node_id=node["NodeID"], glob_filter=f"serve/*{replica_id}*.log")
+        for name in (name for names in listed.values() for name in names):
+            chunks = get_log(node_id=node["NodeID"], filename=name, tail=-1)
+            lines += [line for line in "".join(chunks).splitlines() if text in line]
     return [line.partition(" -- ")[2] for line in lines]
