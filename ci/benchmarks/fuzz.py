@@ -2,8 +2,8 @@
 
     python ci/benchmarks/fuzz.py [--short] [--examples N]
 
-Runs ci/tests/{unit,live}/test_fuzz_*.py, as CI does, with N inputs for each of their tests, and writes
-content/data/fuzz.json; with --short, it tries few and writes nothing. Exits 1 if one of them fails.
+Runs ci/tests/{unit,live}/test_fuzz_*.py, as CI does, with N inputs for each of their tests, and
+writes content/data/fuzz.json; with --short, it tries few and writes nothing. Exits 1 if one fails.
 """
 
 import argparse
