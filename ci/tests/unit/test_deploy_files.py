@@ -78,7 +78,7 @@ def foreign_packages() -> set[str]:
 
 def brought_along(package: str) -> set[str]:
     """Return what a requirement, extras included, depends on by itself."""
-    (line,) = re.findall(rf"^{package}(?=[=\[]).*$", requirements, re.M | re.I)
+    line = re.search(rf"^{package}(?=[=\[]).*$", requirements, re.M | re.I)[0]
     extras = Requirement(line).extras or {""}
     wanted = map(Requirement, requires(package) or ())
     return {
