@@ -17,7 +17,7 @@ class FaultyStore:
         self.delay_s = 0.0
         self.down = False
         self.most_at_once = 0  # requests under way since the last repair
-        self._under_way: set[web.Request] = set()
+        self._under_way: list[web.Request] = []
         self.reads = Counter()  # requests for an artifact, by customer id
         self.checks = Counter()  # requests for an artifact if it is another one by now
         self.bodies = Counter()  # artifacts sent
@@ -28,7 +28,7 @@ class FaultyStore:
     def repair(self, artifacts: Mapping[str, bytes]) -> None:
         """Answer at once again, with these artifacts, and begin to count anew."""
         self.artifacts, self.delay_s, self.down = dict(artifacts), 0.0, False
-        self.most_at_once, self._under_way = 0, set()  # earlier ones may go on
+        self.most_at_once, self._under_way = 0, []  # earlier ones may go on
         for count in self.reads, self.checks, self.bodies:
             count.clear()
 
@@ -48,12 +48,12 @@ class FaultyStore:
         known = request.headers.get("If-None-Match")
         (self.checks if known else self.reads)[customer_id] += 1
         under_way = self._under_way  # repair() may replace it meanwhile
-        under_way.add(request)
+        under_way.append(request)
         self.most_at_once = max(self.most_at_once, len(under_way))
         try:
             await asyncio.sleep(self.delay_s)
         finally:  # also if the client has gone
-            under_way.discard(request)
+            under_way.remove(request)
         if self.down:
             return web.Response(status=500)
         data = self.artifacts.get(customer_id)
