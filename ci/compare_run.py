@@ -1,6 +1,8 @@
-"""Check a run of the notebooks in a copy of content/: all cells ran, and wrote what is committed.
+"""Check a run of a notebook in a copy of content/: all cells ran, and wrote what is committed.
 
-python ci/compare_run.py COPY    COPY holds content/ and, by notebook, nbval's report NAME.xml
+python ci/compare_run.py COPY NOTEBOOK REPORT
+
+COPY is the copy of content/, NOTEBOOK a path in it, REPORT what nbval's pytest wrote as JUnit XML.
 """
 
 import json
@@ -9,41 +11,28 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-COMMITTED = Path(__file__).parents[1] / "content"
-NOTEBOOKS = "notebook", "pytorch_s3"
+CONTENT = Path(__file__).parents[1] / "content"
 WRITES = re.compile(r"%%writefile (\S+)\n")
 NOT_RUN = "skipped", "failures", "errors"
 
 
-def code_cells(notebook: str) -> list[str]:
-    """Return the sources of a notebook's code cells."""
-    cells = json.loads((COMMITTED / f"{notebook}.ipynb").read_text())["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-def main() -> None:
-    copy = Path(sys.argv[1])
-    problems, written = [], set()
-    for notebook in NOTEBOOKS:
-        sources = code_cells(notebook)
-        written |= {match[1] for match in map(WRITES.match, sources) if match}
-        suite = ElementTree.parse(copy / f"{notebook}.xml").getroot().find("testsuite")
-        ran = int(suite.get("tests")) - sum(int(suite.get(outcome)) for outcome in NOT_RUN)
-        print(f"{notebook}: {ran} of {len(sources)} cells ran")
-        if ran != len(sources):
-            problems.append(f"{notebook}: {len(sources) - ran} cells did not run")
-
-    committed = {path.name for path in COMMITTED.glob("*.py") if "_pb2" not in path.name}
-    problems += [f"{name} is committed, and no cell writes it" for name in committed - written]
-    for name in sorted(written):
-        file = COMMITTED / name
-        if not file.exists() or file.read_bytes() != (copy / "content" / name).read_bytes():
-            problems.append(
-                f"{name} is not what its cell writes: edit the cell, run it, commit both"
-            )
-    print("\n".join(problems) or f"They wrote {len(written)} files, each as committed")
+def main(copy: Path, notebook: str, report: Path) -> None:
+    """Exit with 1, and name what is wrong, unless the run is as it should be."""
+    cells = json.loads((CONTENT / notebook).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    ran = int(suite.get("tests")) - sum(int(suite.get(outcome)) for outcome in NOT_RUN)
+    problems = [] if ran == len(sources) else [f"{len(sources) - ran} cells did not run"]
+    written = [match[1] for match in map(WRITES.match, sources) if match]
+    problems += [
+        f"{name} is not what its cell writes: edit the cell, run it, commit both"
+        for name in written
+        if (CONTENT / name).read_bytes() != (copy / name).read_bytes()
+    ]
+    seconds = float(suite.get("time"))
+    print(f"{notebook}: {ran} of {len(sources)} cells ran in {seconds:.0f} s", *problems, sep="\n")
     sys.exit(bool(problems))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# All tests, in an environment of their own: bash ci/tests.sh
+# The tests, in three tiers, in an environment of their own:
 #
-# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and ports 8000 and 9000 free. Installs Debian's
-# prometheus and wrk if they are missing. Starts and stops its own servers.
+#   bash ci/tests.sh            what every change has to pass: at most 15 minutes on two cores
+#   bash ci/tests.sh chapters   every chapter, each alone in a fresh copy: at most 25 minutes
+#   bash ci/tests.sh long       the rest: depth, faults, nodes, other servers; before a release
+#
+# Wants Python 3.11 or 3.12 (PYTHON=... chooses one), and ports 8000 and 9000 free. Starts and stops
+# its own servers, on loopback. See ci/README.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-template_by_s=$((29 * 60)) # the template's run takes up to 10 minutes, and 40 are all there are
+tier=${1:-}
+if [[ ! $tier =~ ^(|chapters|long)$ ]]; then
+  echo "there is no tier $tier: give none, chapters, or long" >&2
+  exit 2
+fi
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
@@ -22,27 +30,44 @@ find_python() {
   return 1
 }
 
+install_debian() { # COMMAND PACKAGE ...
+  command -v "$1" >/dev/null || {
+    apt-get update -q && apt-get install -q -y --no-install-recommends "${@:2}"
+  }
+}
+
+install_pytorch_and_s3() { # the server apart: it has a hash, so it must be alone
+  pip install -q -r content/chapters/requirements_pytorch_s3.txt
+  pip install -q -r content/chapters/requirements_s3_server.txt
+}
+
+run_notebook() { # PATH-IN-CONTENT: alone, in a copy without models and what the notebook writes
+  local copy name
+  name=$(basename "$1" .ipynb)
+  copy=$scratch/$name
+  mkdir "$copy"
+  git ls-files -z --cached --others --exclude-standard content | xargs -0 cp --parents -t "$copy"
+  grep -oE '"%%writefile [^ \\"]+' "content/$1" | cut -d " " -f 2 | (cd "$copy/content" && xargs -r rm)
+  pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 \
+    --junitxml="$copy/report.xml" "$copy/content/$1"
+  python ci/compare_run.py "$copy/content" "$1" "$copy/report.xml"
+  rm -rf "$copy"
+}
+
 step "Make the environment"
 python=$(find_python)
 if ! "$python" -c 'import ensurepip' 2>/dev/null; then # Debian packs it apart
   apt-get update -q && apt-get install -q -y python3-venv
-fi
-if ! { command -v prometheus && command -v wrk; } >/dev/null; then
-  apt-get update -q && apt-get install -q -y --no-install-recommends prometheus wrk
 fi
 venv=.venv-tests
 if [[ $("$venv/bin/python" -V 2>/dev/null) != "$("$python" -V)" ]]; then
   rm -rf "$venv"
   "$python" -m venv "$venv"
 fi
-"$venv/bin/pip" install -q -r ci/requirements.txt -r content/requirements_pytorch.txt
-"$venv/bin/pip" install -q -r content/requirements_s3.txt # apart: it has a hash, so it must be alone
 export PATH=$PWD/$venv/bin:$PATH
-unset RAY_ADDRESS
-if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then
-  export UV_SYSTEM_CERTS=true # as pip: a network may have a certificate of its own
-fi
-scratch=$(mktemp -d)
+pip install -q -r ci/requirements.txt
+unset RAY_ADDRESS MODEL_STORE
+scratch=$(mktemp -d /tmp/mx-XXXXXX) # short, for Ray's sockets: their paths have an end
 trap 'rm -rf "$scratch"' EXIT
 export RAY_TMPDIR=$scratch # else Ray would try to join a cluster that somebody else left in /tmp/ray
 python - <<'PYTHON'
@@ -57,53 +82,66 @@ for port in 8000, 9000:
             raise SystemExit(f"port {port} is taken, stop what listens there: {error}")
 PYTHON
 
-step "Check the style of code and notebook"
-ruff check .
-ruff format --check .
+if [[ -z $tier ]]; then
+  step "Check the style of code and notebooks"
+  ruff check .
+  ruff format --check .
 
-step "Check that the Markdown is what the notebooks render to"
-bash convert_to_md.sh --check
+  step "Check that the Markdown is what the notebooks render to"
+  bash convert_to_md.sh --check
 
-step "Check that the data are what the source gives"
-python ci/derive_footfall.py --check
+  step "Check that the data are what the source gives"
+  python ci/derive_footfall.py --check
 
-step "Run the notebooks in a copy from which the files that they write are gone"
-copy=$scratch/copy
-mkdir "$copy"
-cp -r content "$copy"
-rm -rf "$copy/content/models" "$copy"/content/{*.py,*.proto,*.yaml,Dockerfile}
-for notebook in notebook pytorch_s3; do
-  pytest -q -x -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 \
-    --junitxml="$copy/$notebook.xml" "$copy/content/$notebook.ipynb"
-done
-python ci/compare_run.py "$copy"
+  step "Test the modules, the files, and the house, without Ray"
+  pytest -q -p no:cacheprovider --durations=10 ci/tests/unit
 
-step "Run the tests, on a live service"
-pytest -q -p no:cacheprovider --durations=25 ci/tests
+  step "Run the tutorial in a fresh copy"
+  run_notebook notebook.ipynb
 
-step "Restart the notebook's kernel while its service runs"
-pytest -q -p no:cacheprovider ci/tests_kernel
+  step "Test both services, live"
+  pytest -q -p no:cacheprovider --durations=15 ci/tests/live
 
-step "Lose a node of a cluster under load"
-pytest -q -p no:cacheprovider ci/tests_nodes
+  step "Test both services, live, through the fast ingress"
+  INGRESS=fast pytest -q -p no:cacheprovider --durations=15 ci/tests/live
+fi
 
-step "Run those of the contract and of faults again, through the fast ingress"
-INGRESS=fast pytest -q -p no:cacheprovider ci/tests/test_{contract,faults,fast_ingress,pinning}.py
+if [[ $tier == chapters ]]; then
+  step "Install what the chapter on PyTorch and S3 needs"
+  install_pytorch_and_s3
+  for chapter in content/chapters/*.ipynb; do
+    step "Run $chapter"
+    run_notebook "chapters/$(basename "$chapter")"
+  done
+fi
 
-step "Run the benchmarks in short"
-python ci/benchmarks/cold_burst.py --short
-python ci/benchmarks/remapping.py --short
-python ci/benchmarks/compare_servers.py --short --only "ours, fast ingress" "Ray per customer" \
-  FastAPI BentoML LitServe MOSEC MLServer # cold_burst.py has just run the other two
-python ci/benchmarks/drills.py --short
-python ci/benchmarks/soak.py --short
+if [[ $tier == long ]]; then
+  if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then
+    export UV_SYSTEM_CERTS=true # as pip: a network may have a certificate of its own
+  fi
+  step "Install the other servers' environments, Prometheus, and a load generator"
+  install_debian prometheus prometheus
+  install_debian wrk wrk
+  install_pytorch_and_s3
 
-step "Run the exported template in a stand-in for a workspace"
-if ((SECONDS < template_by_s)); then
+  step "Test what wants S3, PyTorch, Prometheus, other nodes, or the package index"
+  pytest -q -p no:cacheprovider --durations=15 ci/tests/long
+
+  step "Fuzz at depth"
+  FUZZ_EXAMPLES=1000 pytest -q -p no:cacheprovider ci/tests/unit/test_fuzz_*.py
+  for ingress in default fast; do
+    INGRESS=$ingress FUZZ_EXAMPLES=200 pytest -q -p no:cacheprovider ci/tests/live/test_fuzz_service.py
+  done
+
+  step "Drill every fault under load, and soak"
+  python ci/benchmarks/drills.py --short
+  python ci/benchmarks/soak.py --short
+
+  step "Compare with other servers"
+  python ci/benchmarks/compare_servers.py --short
+
+  step "Run the exported template in a stand-in for a workspace"
   bash ci/try_template.sh
-else
-  echo "LEFT OUT: this machine is too slow to run every notebook twice in 40 minutes."
-  echo "To run it by itself: PATH=$venv/bin:\$PATH bash ci/try_template.sh"
 fi
 
 step "All passed"

@@ -152,13 +152,17 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route of FastAPI's own kind, with typed parameters, that reads a JsonRequest."""
+    """A route of FastAPI's own kind, with typed parameters, that reads a JsonRequest.
+
+    FastAPI would take a body for JSON only if its content type says so: here it need not.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            return await handle(JsonRequest(request.scope, request.receive))
+            headers = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+            return await handle(JsonRequest(request.scope | {"headers": headers}, request.receive))
 
         return handle_json
 
