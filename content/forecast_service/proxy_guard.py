@@ -8,8 +8,6 @@ loads this guard if Ray is started with
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=forecast_service.proxy_guard:middlewares
 """
 
-import asyncio
-
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,27 +44,36 @@ class RefuseBadHeaders:
         return await self._app(scope, receive, send)
 
 
-class HoldBackLargeBodies:
-    """ASGI middleware that reads no further than it takes a replica to refuse a body with 413.
+class RefuseLargeBodies:
+    """ASGI middleware that reads a body no further than MAX_BODY_BYTES, and answers 413.
 
-    It is for every application behind the proxy: one that takes more would wait for the rest.
+    It is for every application behind the proxy: raise the limit for one that takes more.
     """
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        read_bytes = 0
+        read_bytes, answered = 0, False
 
         async def read() -> Message:
             nonlocal read_bytes
-            if read_bytes > MAX_BODY_BYTES:
-                await asyncio.Future()  # until the answer is there, and the proxy cancels this
             message = await receive()
             read_bytes += len(message.get("body", b""))
+            if read_bytes > MAX_BODY_BYTES:  # the proxy then gives the request up
+                return {"type": "http.disconnect"}
             return message
 
-        await self._app(scope, read, send)
+        async def pass_on(message: Message) -> None:
+            nonlocal answered
+            if answered or read_bytes <= MAX_BODY_BYTES:
+                answered = True
+                await send(message)
+
+        await self._app(scope, read, pass_on)
+        if not answered and read_bytes > MAX_BODY_BYTES:
+            problem = {"detail": f"a body is at most {MAX_BODY_BYTES} bytes"}
+            await JSONResponse(problem, 413)(scope, receive, send)
 
 
 class SayWhenToRetry:
@@ -108,5 +115,5 @@ def is_utf8(value: bytes) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve's proxy puts around itself."""
-    return [Middleware(guard) for guard in (RefuseBadHeaders, HoldBackLargeBodies, SayWhenToRetry)]
+    """Return what Ray Serve's proxy puts around itself, from the inside out."""
+    return [Middleware(guard) for guard in (RefuseBadHeaders, RefuseLargeBodies, SayWhenToRetry)]
