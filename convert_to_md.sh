@@ -50,7 +50,9 @@ def render(notebook: str) -> dict[str, bytes]:
         words = re.sub(r"[\[\]\s]+", " ", alt).strip()
         text = text.replace("![png](", f"![{words}](", 1)
     text = re.sub(r" +$", "", LINK.sub(adapt, ANSI.sub("", text)), flags=re.MULTILINE)
-    text = re.sub(r"\n{4,}", "\n\n\n", text)
+    blocks = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # odd: code
+    blocks[::2] = [re.sub(r"\n{3,}", "\n\n", block) for block in blocks[::2]]
+    text = "".join(blocks)
     note = f"<!-- Rendered from {notebook} by convert_to_md.sh: edit the notebook. -->"
     files = {target: f"{note}\n\n{text.strip()}\n".encode()}
     for path, data in (resources["outputs"] or {}).items():
