@@ -100,7 +100,7 @@ def test_a_short_history_is_extended_by_its_first_week_and_says_so(ask, fleet, d
         ),
         (b'{"sequence_data": [1,2,3,4,5,6,7], "horizon": 3}', ["body", "horizon"], "not permitted"),
         (b'{"historical_values": [1,2,3,4,5,6,7]}', ["body", "sequence_data"], "required"),
-        (b'{"sequence_data": "1,2,3"}', ["body", "sequence_data"], "list"),
+        (b'{"sequence_data": "1,2,3"}', ["body", "sequence_data"], "list|array"),
         (b"[1,2,3,4,5,6,7]", ["body"], "object"),
         (b"sequence_data=1", ["body"], "JSON|required"),
         (b"", ["body"], "JSON|required"),
