@@ -117,7 +117,7 @@ def test_without_a_valid_token_everything_is_a_401_before_any_load(
 
 
 def test_without_a_valid_token_a_large_body_is_refused_unread(ask_as):
-    """By the service, which asks for the token first, or by the guard, which gets the body first."""
+    """By the service, which asks for the token first, or by the guard, which has the body first."""
     statuses = {401} if FAST else {401, 413}
     assert ask_as(None, OWN, b"[" * 10_000_000).status_code in statuses
 
