@@ -123,12 +123,23 @@ def log_lines(session_dir: Path, replica: str, text: str) -> list[str]:
     return [line.partition(" -- ")[2] for line in lines]
 
 
-def replica_log(replica_id: str, text: str) -> list[str]:
-    """Return what a replica logged about a text, oldest first, on whichever node it runs."""
-    lines = []
-    for node in ray.nodes():
-        listed = list_logs(node_id=node["NodeID"], glob_filter=f"serve/*{replica_id}*.log")
-        for name in (name for names in listed.values() for name in names):
-            chunks = get_log(node_id=node["NodeID"], filename=name, tail=-1)
-            lines += [line for line in "".join(chunks).splitlines() if text in line]
-    return [line.partition(" -- ")[2] for line in lines]
+def replica_log(replica: str, text: str, until: str = "") -> list[str]:
+    """Return what a replica logged about a text, oldest first, on whichever node it runs.
+
+    `replica` is its id, or its deployment's name. A log is written with a delay: with `until`, wait
+    for a line that has this, so that all lines before it are there.
+
+    Raises TimeoutError if it takes too long.
+    """
+
+    def read() -> list[str]:
+        lines = []
+        for node in ray.nodes():
+            listed = list_logs(node_id=node["NodeID"], glob_filter=f"serve/*{replica}*.log")
+            for name in (name for names in listed.values() for name in names):
+                chunks = get_log(node_id=node["NodeID"], filename=name, tail=-1)
+                lines += "".join(chunks).splitlines()
+        return lines if not until or any(until in line for line in lines) else []
+
+    lines = wait_until(read, f"a line with {until!r} in the log") if until else read()
+    return [line.partition(" -- ")[2] for line in lines if text in line]
