@@ -126,8 +126,11 @@ if [[ $tier == long ]]; then
   install_debian wrk wrk
   install_pytorch_and_s3
 
-  step "Test what wants S3, PyTorch, Prometheus, other nodes, or the package index"
-  pytest -q -p no:cacheprovider --durations=15 ci/tests/long
+  step "Test what wants S3, PyTorch, Prometheus, a cluster to join, or the package index"
+  pytest -q -p no:cacheprovider --durations=15 ci/tests/long --ignore=ci/tests/long/nodes
+
+  step "Lose a node of a cluster under load" # apart: it sets Ray's variables before Ray starts
+  pytest -q -p no:cacheprovider ci/tests/long/nodes
 
   step "Fuzz at depth"
   FUZZ_EXAMPLES=1000 pytest -q -p no:cacheprovider ci/tests/unit/test_fuzz_*.py
