@@ -133,12 +133,12 @@ def replica_log(replica: str, text: str, until: str = "") -> list[str]:
     """
 
     def read() -> list[str]:
-        lines = []
+        logs = {}  # by name: two nodes on one machine have one folder of logs
         for node in ray.nodes():
             listed = list_logs(node_id=node["NodeID"], glob_filter=f"serve/*{replica}*.log")
-            for name in (name for names in listed.values() for name in names):
-                chunks = get_log(node_id=node["NodeID"], filename=name, tail=-1)
-                lines += "".join(chunks).splitlines()
+            for name in {name for names in listed.values() for name in names} - logs.keys():
+                logs[name] = "".join(get_log(node_id=node["NodeID"], filename=name, tail=-1))
+        lines = [line for name in sorted(logs) for line in logs[name].splitlines()]
         return lines if not until or any(until in line for line in lines) else []
 
     lines = wait_until(read, f"a line with {until!r} in the log") if until else read()
