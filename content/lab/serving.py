@@ -134,7 +134,7 @@ def replica_log(replica: str, text: str, until: str = "") -> list[str]:
 
     def read() -> list[str]:
         logs = {}  # by name: two nodes on one machine have one folder of logs
-        for node in ray.nodes():
+        for node in (node for node in ray.nodes() if node["Alive"]):
             listed = list_logs(node_id=node["NodeID"], glob_filter=f"serve/*{replica}*.log")
             for name in {name for names in listed.values() for name in names} - logs.keys():
                 logs[name] = "".join(get_log(node_id=node["NodeID"], filename=name, tail=-1))
