@@ -44,7 +44,8 @@ wait_for_nodes() { # HOW-MANY
 }
 start_node head --head --num-cpus=0 --port="${address#*:}" --temp-dir="$folder/ray"
 wait_for_nodes 1
-start_node worker --address="$address" --num-cpus="$(nproc)"
+# A second agent on this machine needs a port of its own, or the dashboard reads no logs of its node.
+start_node worker --address="$address" --num-cpus="$(nproc)" --dashboard-agent-listen-port=0
 wait_for_nodes 2
 
 RAY_ADDRESS=$address MODEL_STORE=$folder/models bash "$workspace/tests.sh"
