@@ -94,16 +94,18 @@ def require_free_port() -> None:
 
 
 def stop() -> None:
-    """Stop what start() has started, Ray Serve first, and see that no HAProxy is left behind."""
+    """Stop what start() has started, Ray Serve first, and see that no HAProxy of it is left."""
     if not ray.is_initialized():
         return
+    nodes = [node["NodeID"] for node in ray.nodes()]
     with contextlib.redirect_stdout(io.StringIO()):  # Ray reports a handle's open call as failed
         serve.shutdown()
         ray.shutdown()
     for name in COMMAND_LINE:
         os.environ.pop(name, None)
     for process in haproxy_processes():
-        process.kill()
+        if any(node in argument for node in nodes for argument in process.info["cmdline"]):
+            process.kill()
 
 
 def haproxy_processes() -> list[psutil.Process]:
