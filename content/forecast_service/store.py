@@ -1,10 +1,13 @@
 """Where models lie: a folder, or any object store that obstore speaks (s3://, gs://, az://)."""
 
 import asyncio
+import hashlib
+import logging
 import os
 import re
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -17,28 +20,69 @@ from obstore.store import from_url
 
 from forecast_service.customer_ids import check_customer_id
 from forecast_service.errors import StoreUnavailableError, UnknownCustomerError
-from forecast_service.settings import StoreSettings
+from forecast_service.settings import StoreSettings, check_store_variables
 
 MAX_RETRIES = 2
-NO_SUCH_STORE = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")  # S3 and Google, Azure
-REASONS = {  # by a pattern of what obstore reports, in words that give no address away
-    r"/latest/api/token": "was given no credentials",  # so obstore asked the machine for a role
-    r"status code: 40[13]": "refuses the credentials",
-    r"BadScheme": "is on plain http, which only AWS_ALLOW_HTTP=true allows",
+PROBE = "-"  # no customer's id: those begin with a letter, a digit or '_'
+SAY_AGAIN_S = 3600  # a fault that lasts is in the log once an hour
+STATUS = re.compile(r"status code: (\d{3})[^:]*")
+CODE, MESSAGE = re.compile(r"<Code>(.*?)</Code>"), re.compile(r"<Message>(.*?)</Message>", re.S)
+INNERMOST = re.compile(r'"[^"\n]+"|\b[A-Z]\w+')
+NO_SUCH_STORE = "NoSuchBucket", "ContainerNotFound"  # S3 and Google, Azure
+ADVICE = {  # what to do, by a store's code; without an entry here a code is logged all the same
+    "AccessDenied": "Allow s3:GetObject on the objects and s3:ListBucket on the bucket. Without "
+    "s3:ListBucket, S3 denies what does not exist: each unknown customer is a 503, and a deleted "
+    "model stays in memory",
+    "AuthorizationHeaderMalformed": "Set AWS_REGION to the region of the bucket",
+    "BadScheme": "AWS_ALLOW_HTTP=true allows plain http",
+    "BareRedirect": "Set AWS_REGION to the region of the bucket",
+    "ExpiredToken": "Renew the credentials, and restart: replicas read them when they start",
+    "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID",
+    "InvalidObjectState": "Restore the object, and let no lifecycle rule archive models",
+    "RequestTimeTooSkewed": "Set the clock of this machine",
+    "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY",
 }
+logger = logging.getLogger("ray.serve")
 
 
 class Artifact(NamedTuple):
-    """A stored model: its bytes, and the store's tag for this version of them."""
+    """A stored model: its bytes, and a tag that other bytes do not have.
+
+    The tag is the store's, or a checksum where the store has none.
+    """
 
     data: bytes
-    etag: str | None
+    etag: str
+
+
+class StoreFault(Exception):
+    """What a store answered in place of a model, or why it did not, in one line for the log.
+
+    `code` is the one in the store's answer, or else the answer's HTTP `status`. Without an answer
+    it is the innermost reason that obstore gives.
+    """
+
+    def __init__(self, error: Exception):
+        """Take an error of obstore's, or of the operating system."""
+        said, _, debug = str(error).partition("\n\nDebug source:")  # all once more, in Rust's terms
+        if answer := STATUS.search(said):
+            self.status = int(answer[1])
+            found = [element[1] for element in (CODE.search(said), MESSAGE.search(said)) if element]
+            self.code = found[0] if found else answer[1]
+            said = said[: answer.end()]
+        else:
+            self.status = None
+            self.code = (INNERMOST.findall(debug) or [type(error).__name__])[-1].strip('"')
+            found = [self.code]
+        said = re.sub(r"\?\S*", "", said.partition("\n")[0])  # a URL's query may hold a signature
+        super().__init__(" ".join(": ".join([said.strip(" :"), *found]).split()).rstrip("."))
 
 
 class ModelStore:
     """Models by customer id.
 
-    Every method raises StoreUnavailableError when the store does not answer in time.
+    Every method raises StoreUnavailableError when the store does not answer in time, or refuses.
+    What it refused with is in the log, once an hour, and is the error's cause: a StoreFault.
     """
 
     def __init__(
@@ -52,6 +96,8 @@ class ModelStore:
 
         Raises:
             FileNotFoundError: if its folder does not exist, unless it is to be created.
+            ValueError: if the store cannot be opened as it is set, by the settings or by the
+                environment's variables for it.
         """
         settings = settings or StoreSettings()
         self.url = settings.model_store
@@ -59,8 +105,10 @@ class ModelStore:
         self._added_delay_s = settings.store_added_delay_s
         attempt = timedelta(seconds=self._timeout_s * 0.4)  # a pause and a second one fit in
         self._artifact = artifact
+        self._said: dict[str, float] = {}  # by a fault's code, on the monotonic clock
+        self._kind = obstore.parse_scheme(self.url)
         self.folder = None
-        if self.url.startswith("file:"):
+        if self._kind == "local":
             self.folder = Path(url2pathname(urlsplit(self.url).path))
             if not (create or self.folder.is_dir()):
                 raise FileNotFoundError(
@@ -69,6 +117,7 @@ class ModelStore:
                 )
             self._store = from_url(self.url, mkdir=create)
         else:
+            check_store_variables(self._kind)
             plain = "true" if self.url.startswith("http:") else os.environ.get("AWS_ALLOW_HTTP")
             client_options = {
                 "timeout": attempt,
@@ -76,9 +125,53 @@ class ModelStore:
                 "allow_http": plain or "false",  # obstore asks the environment only without options
             }
             retry_config = {"max_retries": MAX_RETRIES, "retry_timeout": attempt * 1.25}
-            self._store = from_url(
-                self.url, client_options=client_options, retry_config=retry_config
+            try:
+                self._store = from_url(
+                    self.url, client_options=client_options, retry_config=retry_config
+                )
+            except BaseError as error:
+                raise ValueError(
+                    f"the model store {self.url} cannot be opened: {StoreFault(error)}"
+                ) from None
+
+    async def check(self) -> None:
+        """Ask the store, as a replica starts, and log what is wrong with it, if anything is.
+
+        A store that does not answer, refuses or is empty is logged: the replica starts, and finds
+        it well by itself when it is.
+
+        Raises:
+            FileNotFoundError: if the store does not exist.
+        """
+        try:
+            await self._get(PROBE)
+        except UnknownCustomerError:
+            pass
+        except StoreUnavailableError as error:
+            if self._is_missing(error.__cause__):
+                raise FileNotFoundError(
+                    f"the model store {self.url} does not exist: create it, or name another one "
+                    f"in MODEL_STORE. {error.__cause__}"
+                ) from None
+            return
+        else:
+            logger.warning(
+                f"The model store {self.url} has an answer even for what cannot exist: MODEL_STORE "
+                "is not the address of a store, and customers without a model will not be a 404."
             )
+            return
+        if self._kind == "http":
+            return  # plain HTTP has no listing
+        try:
+            async with self._within_timeout(), aclosing(self._ids()) as customer_ids:
+                async for _ in customer_ids:
+                    return
+        except StoreUnavailableError:
+            return  # logged by now
+        logger.warning(
+            f"The model store {self.url} has no {self._artifact} in it: every customer is a 404 "
+            "until models are trained into it, or another store is named in MODEL_STORE."
+        )
 
     async def read(self, customer_id: str) -> Artifact:
         """Return a customer's artifact.
@@ -87,7 +180,7 @@ class ModelStore:
             InvalidCustomerIdError: before the store is asked.
             UnknownCustomerError: if the store holds no model of this customer.
         """
-        return await self._get(customer_id)
+        return await self._get(check_customer_id(customer_id))
 
     async def read_if_changed(self, customer_id: str, etag: str | None) -> Artifact | None:
         """Return a customer's artifact, or None if it is still the one of this tag.
@@ -95,56 +188,58 @@ class ModelStore:
         Raises what read() raises.
         """
         try:
-            return await self._get(customer_id, etag)
+            artifact = await self._get(check_customer_id(customer_id), etag)
         except NotModifiedError:
             return None
+        return None if artifact.etag == etag else artifact  # a store without tags sends it again
 
     async def write(self, customer_id: str, data: bytes) -> None:
         """Store a customer's artifact; a reader sees the old one or the new one.
 
         Raises InvalidCustomerIdError.
         """
-        path = self._path(customer_id)
+        path = self._path(check_customer_id(customer_id))
         async with self._within_timeout():
             await obstore.put_async(self._store, path, data)
 
     async def list(self) -> list[str]:
         """Return the ids of all customers with a model, sorted."""
-        found = []
         async with self._within_timeout():
-            async for batch in obstore.list(self._store):
-                found += [
-                    path.parent.name
-                    for path in (PurePosixPath(meta["path"]) for meta in batch)
-                    if path.name == self._artifact
-                ]
-            if self.folder and not self.folder.is_dir():
-                raise FileNotFoundError(self.folder)  # obstore takes it for an empty one
-        return sorted(found)
+            return sorted([customer_id async for customer_id in self._ids()])
+
+    async def _ids(self) -> AsyncIterator[str]:
+        async for batch in obstore.list(self._store):
+            for path in (PurePosixPath(meta["path"]) for meta in batch):
+                if path.name == self._artifact:
+                    yield path.parent.name
+        if self.folder and not self.folder.is_dir():
+            raise FileNotFoundError(self.folder)  # obstore takes it for an empty one
 
     def _path(self, customer_id: str) -> str:
-        return f"{check_customer_id(customer_id)}/{self._artifact}"
+        return f"{customer_id}/{self._artifact}"
 
     async def _get(self, customer_id: str, known_etag: str | None = None) -> Artifact:
-        path = self._path(customer_id)
         options = {"if_none_match": known_etag} if known_etag else None
         async with self._within_timeout():
             await asyncio.sleep(self._added_delay_s)
             try:
-                found = await obstore.get_async(self._store, path, options=options)
+                found = await obstore.get_async(
+                    self._store, self._path(customer_id), options=options
+                )
             except FileNotFoundError as error:
-                if self._is_missing(error):
+                if self._is_missing(StoreFault(error)):
                     raise
                 raise UnknownCustomerError(f"there is no model for {customer_id}") from None
             except GenericError:  # as of a file where a customer's folder would be
                 if not (self.folder and (self.folder / customer_id).is_file()):
                     raise
                 raise UnknownCustomerError(f"there is no model for {customer_id}") from None
-            return Artifact(bytes(await found.bytes_async()), found.meta["e_tag"])
+            data = bytes(await found.bytes_async())
+            return Artifact(data, found.meta["e_tag"] or f'"{hashlib.sha256(data).hexdigest()}"')
 
-    def _is_missing(self, error: Exception) -> bool:
+    def _is_missing(self, fault: StoreFault) -> bool:
         """Return whether it is the store itself that was not found: its folder, its bucket."""
-        return not self.folder.is_dir() if self.folder else bool(NO_SUCH_STORE.search(str(error)))
+        return not self.folder.is_dir() if self.folder else fault.code in NO_SUCH_STORE
 
     @asynccontextmanager
     async def _within_timeout(self) -> AsyncIterator[None]:
@@ -155,16 +250,23 @@ class ModelStore:
         except NotModifiedError:
             raise  # an answer, if a short one
         except TimeoutError as error:
-            raise StoreUnavailableError(
-                f"the model store did not answer in {self._timeout_s:g} s"
-            ) from error
+            late = f"the model store did not answer in {self._timeout_s:g} s"
+            self._say(late, "TimeoutError")
+            raise StoreUnavailableError(late) from error
         except (BaseError, OSError) as error:
-            raise StoreUnavailableError(f"the model store {self._what_is_wrong(error)}") from error
+            fault = StoreFault(error)
+            wrong = "does not answer"
+            if self._is_missing(fault):
+                wrong = "does not exist"
+            elif fault.status and fault.status < 500:
+                wrong = "refuses the request"
+            self._say(f"the model store {wrong}: {fault}", fault.code)
+            raise StoreUnavailableError(f"the model store {wrong}") from fault
 
-    def _what_is_wrong(self, error: Exception) -> str:
-        if self._is_missing(error):
-            return "does not exist"
-        return next(
-            (reason for said, reason in REASONS.items() if re.search(said, str(error))),
-            "does not answer",
-        )
+    def _say(self, what: str, code: str) -> None:
+        """Log what is wrong with the store and what to do, unless it was said a short time ago."""
+        now_s = time.monotonic()
+        if now_s - self._said.get(code, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said[code] = now_s
+            advice = f" {ADVICE[code]}." if code in ADVICE else ""
+            logger.warning(f"{what[0].upper()}{what[1:]}.{advice}")
