@@ -4,6 +4,7 @@ Imports run downwards only:
 
     service                           a replica of the production service, but for its decorators
     contract  tokens  metrics         what surrounds a model in production
+    keys                              with which tokens are checked
     replica  proxy_guard              what Ray Serve knows of a request; what surrounds its proxy
     reloader  loader                  how a model comes into memory, and stays as new as the store's
     store  artifact  model            where a model lies, its bytes, the model

@@ -1,11 +1,10 @@
 """Keep tenants apart: decide from a token which customers its bearer may ask for.
 
-The setting `tenant_key` names the file of the key that tokens are checked with. A file, because Ray
-shows arguments and environments in its dashboard; a replica reads it when it starts.
-
-A key of 32 bytes or more is the secret of HS256: whoever holds it can check tokens and issue them.
-A PEM file with an RSA public key is for RS256: its private half stays with whoever issues, or with
-an identity provider. The key decides between the two, never the token.
+The setting `tenant_key` names the file of the keys that tokens are checked with: keys.py says what
+it may hold. A file, because Ray shows arguments and environments in its dashboard. A replica reads
+it when it starts, and looks at it every KEYS_CHECK_S: a key that is added or taken out counts after
+two looks, and no replica has to start anew with an empty cache. What is no key file is said in the
+log, and leaves the keys as they are. Each key has its algorithm; a token never chooses.
 
 A token is a JSON Web Token (RFC 7519, checked as RFC 8725 wants it) with these claims:
     customers    list of customer ids; one that ends in `*` stands for all that begin so: `acme_*`,
@@ -19,28 +18,31 @@ So an endpoint in front of the service that forgets to pass the token on stays c
 no border against Python on the cluster, which could read the store itself.
 """
 
+import logging
 import re
 import time
-from functools import lru_cache
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
 from forecast_service.customer_ids import CUSTOMER_ID
 from forecast_service.errors import ForbiddenCustomerError, InvalidTokenError, MissingTokenError
+from forecast_service.keys import Key, KeyFile, KeyFileError
 
 TENANT_HEADER = "tenant-authorization"  # in lower case, as the keys of gRPC's metadata have to be
 AUDIENCE = "forecasts"
 LEEWAY_S = 30  # by which clocks may differ
 MAX_HEADER_CHARS = 8192
 CACHED_TOKENS = 1024  # that a replica remembers as good; checking a signature takes longer
+KEYS_CHECK_S = 5  # between two looks at the key file
 PATTERN = re.compile(rf"(?=.)({CUSTOMER_ID.pattern})?\*?")
-
-
-class KeyFileError(ValueError):
-    """The key file is missing, or not what it is wanted for."""
+logger = logging.getLogger("ray.serve")
 
 
 class Customers:
@@ -60,13 +62,6 @@ class Customers:
         return customer_id in self._ids or customer_id.startswith(self._prefixes)
 
 
-class Key(NamedTuple):
-    """What tokens are signed or checked with, and the one algorithm that it is good for."""
-
-    algorithm: str  # HS256 or RS256
-    material: bytes | RSAPublicKey | RSAPrivateKey
-
-
 class Verified(NamedTuple):
     """What a token says, its signature checked."""
 
@@ -77,17 +72,37 @@ class Verified(NamedTuple):
 class Tenants:
     """Tells from tokens who may ask for whom."""
 
-    def __init__(self, key: Key):
-        """Take the key that tokens are checked with. Raises KeyFileError if it is a private one."""
-        if isinstance(key.material, RSAPrivateKey):
-            raise KeyFileError("tenant_key is a private key: give the service its public half")
-        self._key = key
-        self._verify_once = lru_cache(CACHED_TOKENS)(self._verify)  # it remembers no failures
+    def __init__(self, keys: Sequence[Key]):
+        """Take the keys that tokens are checked with. Raises KeyFileError if one is private."""
+        self._use(keys)
 
     @classmethod
-    def of(cls, key_file: Path | None) -> "Tenants | None":
-        """Return those of a key file; None, if there is none. Raises KeyFileError."""
-        return cls(read_key(key_file)) if key_file else None
+    def of(cls, path: Path | None) -> "Tenants | None":
+        """Return those of a key file, which is followed; None, if there is none.
+
+        Raises KeyFileError.
+        """
+        if path is None:
+            return None
+        file = KeyFile(path)
+        tenants = cls(file.keys())
+        Thread(target=_follow, args=(weakref.ref(tenants), file), daemon=True).start()
+        return tenants
+
+    def follow(self, file: KeyFile) -> None:
+        """Use the keys of a file if they have changed, and are good ones."""
+        try:
+            if keys := file.changed_keys():
+                self._use(keys)
+                logger.info(f"Tokens are checked with new keys: {len(keys)} in the key file.")
+        except KeyFileError as error:
+            logger.warning(f"Tokens are checked with the same keys as before: {error}")
+
+    def _use(self, keys: Sequence[Key]) -> None:
+        if any(key.is_private for key in keys):
+            raise KeyFileError("tenant_key is a private key: give the service its public half")
+        # One assignment, for the thread that follows the file: keys and what they found good.
+        self._verify_once = lru_cache(CACHED_TOKENS)(partial(_verify, keys))  # no failures
 
     def customers(self, authorization: str | None) -> Customers:
         """Return whom one may ask for with this value of the header TENANT_HEADER.
@@ -119,39 +134,42 @@ class Tenants:
         if customer_id and customer_id not in allowed:
             raise ForbiddenCustomerError("the token is not for this customer")
 
-    def _verify(self, token: str) -> Verified:
-        try:
-            claims = jwt.decode(
-                token,
-                self._key.material,
-                algorithms=[self._key.algorithm],
-                audience=AUDIENCE,
-                leeway=LEEWAY_S,
-                options={"require": ["exp", "aud", "customers"]},
-            )
-            return Verified(Customers(claims["customers"]), int(claims["exp"]))
-        except jwt.ExpiredSignatureError:
-            raise InvalidTokenError("the token has expired") from None
-        except jwt.MissingRequiredClaimError as error:  # which is told of signed tokens only
-            raise InvalidTokenError(f"the token has no claim {error.claim}") from None
-        except (jwt.PyJWTError, ValueError):
-            raise InvalidTokenError("the token is not valid") from None
+
+def _follow(tenants: "weakref.ref[Tenants]", file: KeyFile) -> None:
+    """Let tenants follow their file, in a thread: a file may be slow to read."""
+    while True:
+        time.sleep(KEYS_CHECK_S)
+        following = tenants()
+        if following is None:
+            return
+        following.follow(file)
+        del following  # so that it can end while this sleeps
 
 
-def read_key(path: Path) -> Key:
-    """Return the key in a file; white space around it does not count. Raises KeyFileError."""
+def _verify(keys: Sequence[Key], token: str) -> Verified:
     try:
-        data = path.read_bytes().strip()
-    except OSError as error:
-        raise KeyFileError(f"cannot read the key file {path}: {error.strerror}") from None
-    name = "RS256" if data.startswith(b"-----BEGIN") else "HS256"
-    algorithm = jwt.get_algorithm_by_name(name)
-    try:
-        key = algorithm.prepare_key(data)
-    except (jwt.InvalidKeyError, TypeError):  # TypeError: it is encrypted
-        raise KeyFileError(
-            f"{path} holds neither an RSA key in PEM format nor a secret for HS256"
-        ) from None
-    if too_short := algorithm.check_key_length(key):
-        raise KeyFileError(f"the key in {path} is too short. {too_short}")
-    return Key(name, key)
+        claims = _signed_claims(keys, token)
+        return Verified(Customers(claims["customers"]), int(claims["exp"]))
+    except jwt.ExpiredSignatureError:
+        raise InvalidTokenError("the token has expired") from None
+    except jwt.MissingRequiredClaimError as error:  # which is told of signed tokens only
+        raise InvalidTokenError(f"the token has no claim {error.claim}") from None
+    except (jwt.PyJWTError, ValueError):
+        raise InvalidTokenError("the token is not valid") from None
+
+
+def _signed_claims(keys: Sequence[Key], token: str) -> dict:
+    """Return the claims of a token that one of the keys has signed. Raises PyJWTError."""
+    named = jwt.get_unverified_header(token).get("kid")
+    for key in keys:
+        if named is None or key.id in (None, named):
+            with suppress(jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
+                return jwt.decode(
+                    token,
+                    key.material,
+                    algorithms=[key.algorithm],
+                    audience=AUDIENCE,
+                    leeway=LEEWAY_S,
+                    options={"require": ["exp", "aud", "customers"]},
+                )
+    raise jwt.InvalidSignatureError("no key has signed it")

@@ -3,7 +3,10 @@
     (umask 077; openssl rand -hex 32 > ~/tenants.key)
     python -m lab.issue_token 'acme_*' customer_123 --days 30 --key ~/tenants.key
 
-The key lies outside the checkout, which is uploaded to a cluster.
+The key lies outside the checkout, which is uploaded to a cluster. A file's first key signs; the
+service checks with all of them. So to change a secret, add the new one as a second line where the
+service reads it; then make it the first line; and take the old one out when the last token that it
+signed has expired.
 """
 
 import argparse
@@ -11,16 +14,9 @@ import time
 from pathlib import Path
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from forecast_service.tokens import (
-    AUDIENCE,
-    MAX_HEADER_CHARS,
-    Customers,
-    Key,
-    KeyFileError,
-    read_key,
-)
+from forecast_service.keys import Key, KeyFile, KeyFileError
+from forecast_service.tokens import AUDIENCE, MAX_HEADER_CHARS, Customers
 
 DAY_S = 24 * 60 * 60
 MAX_DAYS = 366  # that a token is issued for
@@ -36,7 +32,7 @@ def issue(key: Key, customers: list[str], days: float) -> str:
     Customers(customers)
     if not 0 < days <= MAX_DAYS:
         raise ValueError(f"a token is good for more than 0 and up to {MAX_DAYS} days, not {days:g}")
-    if isinstance(key.material, RSAPublicKey):
+    if not (key.is_secret or key.is_private):
         raise KeyFileError("tokens are issued with the private key, not with the public one")
     now_s = int(time.time())
     claims = {
@@ -45,7 +41,8 @@ def issue(key: Key, customers: list[str], days: float) -> str:
         "iat": now_s,
         "exp": now_s + int(days * DAY_S),
     }
-    token = jwt.encode(claims, key.material, key.algorithm)
+    headers = {"kid": key.id} if key.id else None
+    token = jwt.encode(claims, key.material, key.algorithm, headers)
     if len("Bearer ") + len(token) > MAX_HEADER_CHARS:
         raise ValueError("too many customers for a header: name what their ids begin with, and '*'")
     return token
@@ -59,11 +56,11 @@ def main() -> None:
     )
     parser.add_argument("--days", type=float, default=30, help="that it is valid for; default 30")
     parser.add_argument(
-        "--key", type=Path, required=True, help="file with the secret, or the RSA private key"
+        "--key", type=Path, required=True, help="file with the secret, or the private key"
     )
     options = parser.parse_args()
     try:
-        print(issue(read_key(options.key), options.customers, options.days))
+        print(issue(KeyFile(options.key).keys()[0], options.customers, options.days))
     except ValueError as error:
         parser.error(str(error))
 

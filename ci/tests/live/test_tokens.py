@@ -1,29 +1,36 @@
 """Tenants kept apart on the production service: by HTTP, handle, portfolio and gRPC."""
 
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import grpc
+import jwt
 import numpy as np
 import pytest
 import requests
+from cryptography.hazmat.primitives.asymmetric import rsa
+from key_files import SECRETS, public_pem
 from live_service import FAST, SERVICE, LogWatch
 from ray import serve
 
 from forecast_service.artifact import from_bytes
 from forecast_service.errors import ForbiddenCustomerError, MissingTokenError
+from forecast_service.keys import Key
 from forecast_service.settings import TokenSettings
-from forecast_service.tokens import TENANT_HEADER, Key
+from forecast_service.tokens import KEYS_CHECK_S, TENANT_HEADER
 from lab.chapter import NAMED
 from lab.issue_token import issue
 from lab.serving import launch, wait_until
 
-SECRET = "of the tenants' tests, and nowhere else to be seen"
+SECRET, NEXT_SECRET = SECRETS
+KEY, NEXT_KEY = (Key("HS256", secret.encode()) for secret in SECRETS)
 OWN, OWN_WITHOUT_MODEL = "customer_0021", "customer_002"
 OTHERS, NOBODYS = NAMED[0], "customer_000"
 
 
-def bearer(*customers: str) -> str:
-    return f"Bearer {issue(Key('HS256', SECRET.encode()), list(customers), days=1)}"
+def bearer(*customers: str, key: Key = KEY) -> str:
+    return f"Bearer {issue(key, list(customers), days=1)}"
 
 
 TENANT = bearer("customer_002*")
@@ -31,15 +38,15 @@ TAMPERED = f"{TENANT[:-4]}AAAA"
 
 
 @pytest.fixture(scope="module")
-def tenants(live_store, endpoints, launch_production, tmp_path_factory) -> None:
-    """The service wants tokens, and so does a second portfolio, /keyed."""
+def tenants(live_store, endpoints, launch_production, tmp_path_factory) -> Iterator[Path]:
+    """The service wants tokens, and so does a second portfolio, /keyed. Yields their key file."""
     import serve_portfolio
 
     key = tmp_path_factory.mktemp("tenants") / "key"
     key.write_text(f"{SECRET}\n")
     launch_production(tenant_key=key)
     launch(serve_portfolio.app(TokenSettings(tenant_key=key)), "keyed", "/keyed")
-    yield
+    yield key
     serve.delete("keyed")
     launch_production()
 
@@ -208,6 +215,63 @@ def test_the_openapi_document_asks_for_the_token(tenants, path, statuses):
     (operation,) = document["paths"]["/"].values()
     assert statuses <= set(operation["responses"])
     assert TENANT_HEADER in [parameter["name"] for parameter in operation["parameters"]]
+
+
+@pytest.fixture
+def ways(ask_as, ask_portfolio, call_as) -> Callable[[str], set[str]]:
+    """Return by which ways a token is good."""
+
+    def ways(authorization: str) -> set[str]:
+        found = {"HTTP"} if ask_as(authorization, OWN).ok else set()
+        if ask_portfolio(authorization, "keyed").ok:
+            found.add("portfolio")
+        with suppress(grpc.RpcError):
+            call_as(authorization, OWN)
+            found.add("gRPC")
+        return found
+
+    return ways
+
+
+def test_keys_change_under_a_running_service_and_lock_nobody_out(
+    session_dir, tenants, ask_as, ways
+):
+    """Old and new secret side by side; the public key of a provider; that key without armour."""
+    everywhere, replica = {"HTTP", "portfolio", "gRPC"}, ask_as(TENANT, OWN).headers["X-Replica-Id"]
+    private = rsa.generate_private_key(65537, 2048)
+    body = b"".join(public_pem(private).splitlines()[1:-1])
+    new = bearer("customer_002*", key=NEXT_KEY)
+    provided = bearer("customer_002*", key=Key("RS256", private))
+    claims = jwt.decode(new.removeprefix("Bearer "), options={"verify_signature": False})
+    forged = f"Bearer {jwt.encode(claims, body, 'HS256')}"
+    assert (ways(TENANT), ways(new), ways(provided), ways(forged)) == (
+        everywhere,
+        set(),
+        set(),
+        set(),
+    )
+
+    def wait_for(condition: Callable[[], bool], what: str) -> None:
+        wait_until(condition, what, timeout_s=12 * KEYS_CHECK_S)
+
+    try:
+        tenants.write_text(f"{SECRET}\n{NEXT_SECRET}\n")
+        wait_for(lambda: ways(new) == everywhere, "the next secret is good")
+        assert ways(TENANT) == everywhere, "a tenant is locked out"
+
+        tenants.write_bytes(public_pem(private))
+        wait_for(lambda: ways(provided) == everywhere, "the provider's key is good")
+        assert (ways(TENANT), ways(new), ways(forged)) == (set(), set(), set())
+
+        log = LogWatch(session_dir)
+        tenants.write_bytes(body)
+        kept = "the same keys as before"
+        wait_for(lambda: log.new("replica_*.log").count(kept) == 2, "both have refused the file")
+        assert (ways(provided), ways(forged)) == (everywhere, set())
+    finally:
+        tenants.write_text(SECRET)
+    wait_for(lambda: ways(TENANT) == everywhere, "the first secret is good again")
+    assert ask_as(TENANT, OWN).headers["X-Replica-Id"] == replica, "a replica has started anew"
 
 
 def test_logs_hold_no_secret_no_token_and_no_stack_trace(

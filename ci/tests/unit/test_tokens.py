@@ -4,20 +4,22 @@ import hmac
 import json
 import subprocess
 import sys
+import threading
 import time
-from base64 import urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from pathlib import Path
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from key_files import SECRETS, key_set, private_pem, public_pem
 
 from forecast_service import tokens
 from forecast_service.customer_ids import CUSTOMER_ID
 from forecast_service.errors import ForbiddenCustomerError, InvalidTokenError, MissingTokenError
+from forecast_service.keys import Key, KeyFile, KeyFileError
 from forecast_service.settings import HOME
 from forecast_service.tokens import (
     AUDIENCE,
@@ -25,28 +27,17 @@ from forecast_service.tokens import (
     MAX_HEADER_CHARS,
     TENANT_HEADER,
     Customers,
-    Key,
-    KeyFileError,
     Tenants,
-    read_key,
 )
 from lab.issue_token import issue
 
-SECRET = b"a secret of sixty-four bytes, long enough for SHA-512 as well, just so."
+SECRET, NEXT_SECRET = (secret.encode() for secret in SECRETS)
 PRIVATE = rsa.generate_private_key(65537, 2048)
-PEM = serialization.Encoding.PEM
-PUBLIC_PEM = PRIVATE.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+PUBLIC_PEM = public_pem(PRIVATE)
 HS256 = Key("HS256", SECRET)
 RS256 = Key("RS256", PRIVATE)
-TENANTS = {"HS256": Tenants(HS256), "RS256": Tenants(Key("RS256", PRIVATE.public_key()))}
+TENANTS = {"HS256": Tenants([HS256]), "RS256": Tenants([Key("RS256", PRIVATE.public_key())])}
 ISSUERS = {"HS256": HS256, "RS256": RS256}
-
-
-def private_pem(key, password: bytes | None = None) -> bytes:
-    lock = serialization.NoEncryption()
-    if password:
-        lock = serialization.BestAvailableEncryption(password)
-    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, lock)
 
 
 def sign(claims: dict, key: Key = HS256, **options) -> str:
@@ -62,6 +53,11 @@ def sign_by_hand(header: dict, secret: bytes) -> str:
     parts = [urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
     signature = hmac.digest(secret, b".".join(parts), "sha256") if secret else b""
     return "Bearer " + b".".join([*parts, urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+
+
+@pytest.fixture
+def key_file(tmp_path) -> Path:
+    return tmp_path / "key"
 
 
 WRONG_TOKENS = {
@@ -112,10 +108,20 @@ def test_a_wrong_token_is_refused_and_not_repeated(wrong):
     assert "eyJ" not in str(raised.value)
 
 
-def test_the_public_key_is_no_secret_to_sign_with():
-    for secret in PUBLIC_PEM, PUBLIC_PEM.strip():
-        with pytest.raises(InvalidTokenError):
-            TENANTS["RS256"].customers(sign_by_hand({"alg": "HS256"}, secret))
+def test_the_public_key_is_no_secret_to_sign_with(key_file):
+    body = b"".join(PUBLIC_PEM.splitlines()[1:-1])  # as a provider's page shows it
+    key_file.write_bytes(key_set(rsa=PRIVATE))
+    for tenants in TENANTS["RS256"], Tenants.of(key_file):
+        for secret in PUBLIC_PEM, PUBLIC_PEM.strip(), body, b64decode(body):
+            for named in {}, {"kid": "rsa"}:
+                with pytest.raises(InvalidTokenError):
+                    tenants.customers(sign_by_hand({"alg": "HS256"} | named, secret))
+
+
+def test_a_public_key_without_its_armour_stops_the_start(key_file):
+    key_file.write_bytes(b"".join(PUBLIC_PEM.splitlines()[1:-1]))
+    with pytest.raises(KeyFileError, match="others may have: not a secret"):
+        Tenants.of(key_file)
 
 
 @pytest.mark.parametrize("missing", [None, ""])
@@ -152,7 +158,7 @@ def test_a_signature_is_checked_once_and_only_so_many_are_remembered(monkeypatch
     checked = []
     decode = jwt.decode
     monkeypatch.setattr(jwt, "decode", lambda *a, **kw: checked.append(1) or decode(*a, **kw))
-    fresh = Tenants(HS256)
+    fresh = Tenants([HS256])
     signed = [sign({"customers": [f"acme_{number}"]}) for number in range(3)]
     for token in [signed[0]] * 5:
         fresh.customers(token)
@@ -242,54 +248,169 @@ def test_a_token_with_one_character_changed_is_refused(data):
         TENANTS["HS256"].customers(token[:position] + letter + token[position + 1 :])
 
 
-KEY_FILES = {
-    "empty": (b"", "secret"),
-    "short": (b"x" * 31, "too short"),
-    "short but for white space": (b"x" * 31 + b"\n" * 9, "too short"),
-    "a small RSA key": (private_pem(rsa.generate_private_key(65537, 1024)), "too short"),
-    "another kind of key": (private_pem(ec.generate_private_key(ec.SECP256R1())), "RSA"),
-    "encrypted": (private_pem(PRIVATE, b"password"), "RSA"),
-    "damaged": (PUBLIC_PEM[:100], "RSA"),
-    "a JSON web key": (json.dumps({"kty": "oct", "k": "x" * 40}).encode(), "secret"),
+def test_it_is_off_unless_there_is_a_key_and_never_by_mistake(key_file):
+    assert Tenants.of(None) is None
+    for mistake in key_file.parent / "no/such/file", key_file.parent:
+        with pytest.raises(KeyFileError, match="cannot read"):
+            Tenants.of(mistake)
+    key_file.write_bytes(SECRET)
+    assert "acme_1" in Tenants.of(key_file).customers(sign({}))
+
+
+def test_the_service_takes_no_private_key(key_file):
+    key_file.write_bytes(private_pem(PRIVATE))
+    with pytest.raises(KeyFileError, match="public half"):
+        Tenants.of(key_file)
+
+
+NEXT_PRIVATE = rsa.generate_private_key(65537, 2048)
+ROTATIONS = {
+    "secrets": (b"%s\n%s\n" % (SECRET, NEXT_SECRET), HS256, Key("HS256", NEXT_SECRET)),
+    "PEM": (PUBLIC_PEM + public_pem(NEXT_PRIVATE), RS256, Key("RS256", NEXT_PRIVATE)),
+    "a key set": (
+        key_set(old=PRIVATE, new=NEXT_PRIVATE),
+        Key("RS256", PRIVATE, "old"),
+        Key("RS256", NEXT_PRIVATE, "new"),
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", KEY_FILES)
-def test_a_key_file_that_will_not_do_is_named_and_not_repeated(tmp_path, kind):
-    data, wanted = KEY_FILES[kind]
-    file = tmp_path / "key"
-    file.write_bytes(data)
-    with pytest.raises(KeyFileError) as raised:
-        read_key(file)
-    assert str(file) in str(raised.value) and wanted in str(raised.value)
-    assert "xxx" not in str(raised.value)
+@pytest.mark.parametrize("kind", ROTATIONS)
+def test_with_two_keys_in_the_file_tokens_of_both_are_good_and_of_no_third(key_file, kind):
+    data, *keys = ROTATIONS[kind]
+    key_file.write_bytes(data)
+    tenants = Tenants.of(key_file)
+    for key in keys:
+        allowed = tenants.customers(f"Bearer {issue(key, ['acme_*'], days=1)}")
+        assert "acme_1" in allowed and "beta_1" not in allowed
+    third = Key("HS256", SECRET[::-1]), Key("RS256", rsa.generate_private_key(65537, 2048))
+    for key in third:
+        with pytest.raises(InvalidTokenError):
+            tenants.customers(sign({}, key))
 
 
-def test_the_file_decides_on_the_algorithm(tmp_path):
-    file = tmp_path / "key"
-    for data, algorithm in (
-        (SECRET + b"\n", "HS256"),
-        (b"\n" + PUBLIC_PEM, "RS256"),
-        (private_pem(PRIVATE), "RS256"),
-    ):
-        file.write_bytes(data)
-        assert read_key(file).algorithm == algorithm
-    file.write_bytes(SECRET + b"\n")
-    assert read_key(file) == HS256
+def test_the_first_key_of_a_file_signs(key_file):
+    key_file.write_bytes(b"%s\n%s\n" % (NEXT_SECRET, SECRET))
+    assert KeyFile(key_file).keys()[0] == Key("HS256", NEXT_SECRET)
 
 
-def test_it_is_off_unless_there_is_a_key_and_never_by_mistake(tmp_path):
-    assert Tenants.of(None) is None
-    for mistake in tmp_path / "no/such/file", tmp_path:
-        with pytest.raises(KeyFileError, match="cannot read"):
-            Tenants.of(mistake)
-    (tmp_path / "key").write_bytes(SECRET)
-    assert "acme_1" in Tenants.of(tmp_path / "key").customers(sign({}))
+def test_a_key_of_a_set_checks_the_tokens_that_name_it_and_those_that_name_none(key_file):
+    curve, edwards = ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()
+    signers = {
+        "rsa": Key("RS256", PRIVATE, "rsa"),
+        "ec": Key("ES256", curve, "ec"),
+        "ed": Key("EdDSA", edwards, "ed"),
+    }
+    key_file.write_bytes(key_set(rsa=PRIVATE, ec=curve, ed=edwards))
+    tenants = Tenants.of(key_file)
+    for named in (*signers, None):
+        for name, key in signers.items():
+            token = f"Bearer {issue(key._replace(id=named), ['acme_*'], days=1)}"
+            if named in (name, None):
+                assert "acme_1" in tenants.customers(token)
+            else:
+                with pytest.raises(InvalidTokenError):
+                    tenants.customers(token)
 
 
-def test_the_service_takes_no_private_key():
-    with pytest.raises(KeyFileError, match="public half"):
-        Tenants(RS256)
+def test_a_kid_that_somebody_made_up_is_refused(key_file):
+    key_file.write_bytes(key_set(rsa=PRIVATE))
+    tenants = Tenants.of(key_file)
+    for kid in "other", "", ["rsa"], 1, None, "../rsa", "x" * 1000:
+        with pytest.raises(InvalidTokenError):
+            tenants.customers(sign_by_hand({"alg": "RS256", "kid": kid}, SECRET))
+
+
+def test_the_algorithm_is_the_keys_and_not_the_tokens(key_file):
+    key_file.write_bytes(key_set(rsa=PRIVATE))
+    for tenants in Tenants.of(key_file), TENANTS["RS256"]:
+        for algorithm in "RS384", "RS512", "PS256":
+            with pytest.raises(InvalidTokenError):
+                tenants.customers(sign({}, RS256, algorithm=algorithm))
+
+
+@pytest.fixture
+def followed(key_file) -> tuple[Tenants, KeyFile]:
+    """Tenants and their file, which a test reads in its thread's place."""
+    key_file.write_bytes(SECRET)
+    file = KeyFile(key_file)
+    return Tenants(file.keys()), file
+
+
+OLD_TOKEN, NEW_TOKEN = sign({}), sign({}, Key("HS256", NEXT_SECRET))
+
+
+def good(tenants: Tenants) -> list[bool]:
+    """Return whether the old and the new token are good."""
+    found = []
+    for token in OLD_TOKEN, NEW_TOKEN:
+        try:
+            tenants.customers(token)
+        except InvalidTokenError:
+            found.append(False)
+        else:
+            found.append(True)
+    return found
+
+
+def test_a_secret_is_changed_while_the_service_runs(key_file, followed, caplog):
+    tenants, file = followed
+    steps = [
+        (SECRET + b"\n" + NEXT_SECRET, [True, True]),
+        (NEXT_SECRET + b"\n" + SECRET, [True, True]),
+        (NEXT_SECRET, [False, True]),
+    ]
+    caplog.set_level("INFO", "ray.serve")
+    assert good(tenants) == [True, False]
+    for number, (data, wanted) in enumerate(steps, start=1):
+        key_file.write_bytes(data)
+        for _ in range(3):
+            tenants.follow(file)
+        assert good(tenants) == wanted, "a token that was good is remembered, or a new one is not"
+        assert caplog.text.count("new keys") == number
+    assert SECRET.decode() not in caplog.text and NEXT_SECRET.decode() not in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 10, 40, len(SECRET) + 1, len(SECRET) + 40])
+def test_a_file_that_is_being_written_locks_nobody_out(key_file, followed, size):
+    tenants, file = followed
+    whole = SECRET + b"\n" + NEXT_SECRET
+    for data in whole[:size], whole, whole:
+        key_file.write_bytes(data)
+        tenants.follow(file)
+        assert good(tenants)[0], "half a file was taken for a whole one"
+    assert good(tenants) == [True, True]
+
+
+@pytest.mark.parametrize("fault", [b"", b"x", public_pem(PRIVATE)[30:], private_pem(PRIVATE), None])
+def test_a_file_that_goes_bad_leaves_the_keys_and_is_told_once(key_file, followed, caplog, fault):
+    tenants, file = followed
+    key_file.unlink() if fault is None else key_file.write_bytes(fault)
+    for _ in range(5):
+        tenants.follow(file)
+    assert good(tenants) == [True, False]
+    assert caplog.text.count("the same keys as before") == 1
+    key_file.write_bytes(NEXT_SECRET)
+    for _ in range(2):
+        tenants.follow(file)
+    assert good(tenants) == [False, True]
+
+
+def test_a_thread_follows_the_file_until_nobody_asks_any_more(key_file, monkeypatch):
+    monkeypatch.setattr(tokens, "KEYS_CHECK_S", 0.001)
+    key_file.write_bytes(SECRET)
+    before = set(threading.enumerate())
+    tenants = Tenants.of(key_file)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon
+    taken = threading.Event()
+    monkeypatch.setattr(tokens.logger, "info", lambda _: taken.set())
+    key_file.write_bytes(NEXT_SECRET)
+    assert taken.wait(30), "a new key was not taken"
+    assert good(tenants) == [False, True]
+    del tenants
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def run_issue(*arguments: str | Path) -> subprocess.CompletedProcess:
