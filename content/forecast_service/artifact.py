@@ -16,7 +16,10 @@ VERSION_DIGITS = 12  # of the checksum: a model's version
 
 
 def to_bytes(model: ForecastModel, scores: Scores) -> bytes:
-    """Serialize a model and its hold-out scores. The same model gives the same bytes."""
+    """Serialize a model and those of its hold-out scores that exist.
+
+    The same model gives the same bytes.
+    """
     tensors = {name: getattr(model, name) for name in SHAPES}
     about = {
         "format_version": FORMAT_VERSION,
@@ -24,7 +27,7 @@ def to_bytes(model: ForecastModel, scores: Scores) -> bytes:
         "lags": str(LAGS),
         "horizon": str(HORIZON),
         "trained_until": model.trained_until,
-        **{f"holdout_{name}": str(value) for name, value in scores._asdict().items()},
+        **{f"holdout_{name}": str(value) for name, value in scores.existing().items()},
     }
     header, body = _split(save(tensors, metadata=about | {"sha256": _checksum(about, tensors)}))
     # save() writes metadata in an order that differs between processes: sort it.
@@ -65,6 +68,7 @@ def from_bytes(data: bytes, customer_id: str) -> ForecastModel:
         all(np.isfinite(tensor).all() for tensor in tensors.values()),
         "a number in it is not finite",
     )
+    require((tensors["half_width"] >= 0).all(), "its interval ends before it begins")
     require(checksum == _checksum(about, tensors), "its content does not match its checksum")
     return ForecastModel(customer_id, trained_until, **tensors, version=checksum[:VERSION_DIGITS])
 

@@ -1,8 +1,9 @@
 """One customer's forecasting model: fit it, predict with an interval, score it on unseen days."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -13,24 +14,54 @@ HORIZON = 7  # days ahead
 COVERAGE = 0.8  # share of days that the interval is built to contain
 CALIBRATION_DAYS = 26 * 7  # kept out of the regression, to measure how wrong it is
 HOLDOUT_DAYS = 26 * 7  # after the training cut, seen by the score alone
+FLOOR = 0.0  # the models are of counts: no forecast is lower; -math.inf if yours may be negative
+MAX_COUNT = 1e12  # beyond it a value is a mistake, and sums of squares near what a float can hold
+NOISE = 1e-9  # of a series' largest value: what changes less from week to week does not change
 RIDGE_PENALTY = 0.1  # times the variance of the lags; best of 0.001 to 3 on the calibration days
 
 
 class Forecast(NamedTuple):
-    """Counts for the next HORIZON days, each array of shape (..., HORIZON)."""
+    """Counts for the next HORIZON days, to two decimals, each array of shape (..., HORIZON).
+
+    On every day, FLOOR <= lower <= forecast <= upper.
+    """
 
     forecast: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
 
+    @classmethod
+    def around(cls, forecast: np.ndarray, half_width: np.ndarray) -> "Forecast":
+        """Raise a model's forecast to FLOOR, and put the interval around what is then answered.
+
+        Calibration measures the errors of the forecast that is answered: `half_width`, 0 or more,
+        holds around that one. Below FLOOR the interval is cut.
+        """
+        forecast = np.maximum(forecast, FLOOR)
+        bounds = forecast, np.maximum(forecast - half_width, FLOOR), forecast + half_width
+        return cls(*(bound.round(2) for bound in bounds))
+
 
 class Scores(NamedTuple):
-    """How a model does on its hold-out; `naive_mase` is the MASE of the seasonal naive forecast."""
+    """How a model does on its hold-out; `naive_mase` is the MASE of the seasonal naive forecast.
+
+    A score that does not exist is NaN: see score().
+    """
 
     mase: float
     naive_mase: float
     wape: float
     coverage: float
+
+    def existing(self) -> dict[str, float]:
+        """Return the scores that exist, by name."""
+        return {name: value for name, value in self._asdict().items() if math.isfinite(value)}
+
+
+class Forecaster(Protocol):
+    """What score() can score."""
+
+    def predict(self, lags: np.ndarray) -> Forecast: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +80,49 @@ class ForecastModel:
     version: str = ""  # of the artifact that it was read from
 
     def predict(self, lags: np.ndarray) -> Forecast:
-        """Forecast from `lags`, shape (..., LAGS), oldest day first. Counts are never below 0."""
+        """Forecast from `lags`, shape (..., LAGS), oldest day first. Nothing is below FLOOR."""
         level = lags.mean(axis=-1, keepdims=True)
         forecast = level + (lags - level) @ self.weights + self.bias
-        bounds = forecast, forecast - self.half_width, forecast + self.half_width
-        return Forecast(*(np.maximum(bound, 0).round(2) for bound in bounds))
+        return Forecast.around(forecast, self.half_width)
 
 
 def windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return every (lags, future) pair in a series, of shapes (n, LAGS) and (n, HORIZON)."""
     both = sliding_window_view(counts, LAGS + HORIZON).astype(float)
     return both[:, :LAGS], both[:, LAGS:]
+
+
+def check_series(name: str, counts: np.ndarray, holdout_days: int = 0) -> np.ndarray:
+    """Return daily counts, shape (days,), as floats, if a model can be fitted to them.
+
+    `name` is whose they are. The last `holdout_days` are for the score alone.
+
+    Raises:
+        ValueError: naming whose they are, what is wrong, and what is wanted.
+    """
+    try:
+        series = np.asarray(counts, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: a series is numbers, one a day: {error}") from None
+    if series.ndim != 1:
+        raise ValueError(f"{name}: a series has the shape (days,), not {series.shape}")
+    regression_days = LAGS + HORIZON
+    fewest = regression_days + CALIBRATION_DAYS + holdout_days
+    if len(series) < fewest:
+        parts = f"{regression_days} for the regression, {CALIBRATION_DAYS} to calibrate it"
+        parts += f", {holdout_days} held out to score it" if holdout_days else ""
+        raise ValueError(
+            f"{name}: {len(series)} days are too few, at least {fewest} are wanted: {parts}"
+        )
+    usable = (series >= FLOOR) & (np.abs(series) <= MAX_COUNT)  # false where there is no number
+    if not usable.all():
+        first = usable.argmin()
+        raise ValueError(
+            f"{name}: {(~usable).sum()} of {len(series)} days have no count from {FLOOR:g} to "
+            f"{MAX_COUNT:g}, the first is day {first + 1} with {series[first]:g}: fill gaps and "
+            "correct mistakes, or lower FLOOR in model.py if values below it are right"
+        )
+    return series
 
 
 def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastModel:
@@ -70,13 +133,9 @@ def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastMod
     Predictive Inference for Regression").
 
     Raises:
-        ValueError: if the series is too short, or has a gap.
+        ValueError: if the series is too short, has a gap, or a value below FLOOR.
     """
-    shortest = CALIBRATION_DAYS + LAGS + HORIZON
-    if len(counts) < shortest or not np.isfinite(counts).all():
-        raise ValueError(
-            f"{customer_id}: a fit wants at least {shortest} days without a gap, not {len(counts)}"
-        )
+    counts = check_series(customer_id, counts)
     lags, future = windows(counts[:-CALIBRATION_DAYS])
     level = lags.mean(axis=1, keepdims=True)
     x, y = lags - level, future - level
@@ -98,28 +157,36 @@ def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastMod
     return replace(model, half_width=errors[rank - 1].astype(np.float32))
 
 
-def score(model: ForecastModel, counts: np.ndarray) -> Scores:
+def score(model: Forecaster, counts: np.ndarray) -> Scores:
     """Score a model on the last HOLDOUT_DAYS of a series, shape (days,), forecasting from each day.
 
     MASE divides the mean absolute error by the seasonal naive forecast's on the days of the
     regression (Hyndman & Koehler, 2006, "Another look at measures of forecast accuracy"); WAPE
-    divides it by the mean count.
+    divides it by the mean count. A series that repeats weekly has no MASE, a hold-out of zeros no
+    WAPE.
     """
     lags, future = windows(counts[-HOLDOUT_DAYS - LAGS :])
     regressed = counts[: -HOLDOUT_DAYS - CALIBRATION_DAYS].astype(float)
     naive_error = np.abs(regressed[SEASON:] - regressed[:-SEASON]).mean()
+    if naive_error <= NOISE * np.abs(regressed).max():
+        naive_error = np.nan
+    mean_count = np.abs(future).mean() or np.nan
     forecast, lower, upper = model.predict(lags)
     error = np.abs(future - forecast).mean()
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # a series that never changes has no MASE: NaN
-        values = (
-            error / naive_error,
-            np.abs(future - lags[:, -SEASON:]).mean() / naive_error,
-            error / future.mean(),
-            ((lower <= future) & (future <= upper)).mean(),
-        )
-    return Scores(*(round(float(value), 4) for value in values))
+    values = (
+        error / naive_error,
+        np.abs(future - lags[:, -SEASON:]).mean() / naive_error,
+        error / mean_count,
+        ((lower <= future) & (future <= upper)).mean(),
+    )
+    return Scores(*(round(float(value), 4) if np.isfinite(value) else math.nan for value in values))
+
+
+def mean_scores(fleet: Iterable[Scores]) -> Scores:
+    """Average each score over the models that have it; NaN if none has."""
+    columns = np.reshape(list(fleet), (-1, len(Scores._fields))).T
+    existing = [column[np.isfinite(column)] for column in columns]
+    return Scores(*(float(column.mean()) if column.size else math.nan for column in existing))
 
 
 def extend_history(history: np.ndarray) -> np.ndarray:

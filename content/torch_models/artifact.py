@@ -16,10 +16,13 @@ VERSION_DIGITS = 12  # of the checksum: a model's version
 
 
 def to_bytes(model: TorchForecaster, model_id: str, scores: Scores) -> bytes:
-    """Serialize a model and its hold-out scores: the same bytes for the same model."""
+    """Serialize a model and those of its hold-out scores that exist.
+
+    The same model gives the same bytes.
+    """
     state = dict(model.state_dict())
     about = {"format_version": FORMAT_VERSION, "model_id": model_id}
-    about |= {f"holdout_{name}": str(value) for name, value in scores._asdict().items()}
+    about |= {f"holdout_{name}": str(value) for name, value in scores.existing().items()}
     file = io.BytesIO()  # not a path: torch.save would write its name into the bytes
     torch.save({"state_dict": state, "about": about | {"sha256": _checksum(about, state)}}, file)
     return file.getvalue()
@@ -53,6 +56,7 @@ def from_bytes(data: bytes, model_id: str) -> TorchForecaster:
     require(_layout(state) == _layout(model.state_dict()), "its tensors are not a TorchForecaster")
     require(all(tensor.device.type == "cpu" for tensor in state.values()), "it has no numbers")
     require(all(tensor.isfinite().all() for tensor in state.values()), "a number is not finite")
+    require((state["half_width"] >= 0).all(), "its interval ends before it begins")
     require(checksum == _checksum(about, state), "its content does not match its checksum")
     model.load_state_dict(state, assign=True)
     model.customer_id, model.version = model_id, checksum[:VERSION_DIGITS]

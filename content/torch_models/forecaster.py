@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from forecast_service.model import (
     CALIBRATION_DAYS,
     COVERAGE,
-    HOLDOUT_DAYS,
+    FLOOR,
     HORIZON,
     LAGS,
-    SEASON,
     Forecast,
     Scores,
+    check_series,
+    mean_scores,
 )
+from forecast_service.model import score as score_series
 
 HIDDEN = 768  # units a layer: a model of 2.5 MB, heavy enough that loading it takes a while
 STEPS, CHECK_EVERY = 200, 50  # gradient steps, and how often the calibration days are asked
@@ -46,18 +48,20 @@ class TorchForecaster(nn.Module):
         self.register_buffer("half_width", torch.zeros(HORIZON))  # of the interval, in spreads
 
     def forward(self, lags: Tensor) -> Tensor:
-        """Forecast people, shape (..., HORIZON), from float32 counts (..., LAGS), oldest first."""
+        """Forecast people, shape (..., HORIZON), from float32 counts (..., LAGS), oldest first.
+
+        Nothing is below FLOOR.
+        """
         level, scale = lags.mean(-1, keepdim=True), spread(lags)
         x = (lags - level) / scale
-        return (level + scale * (self.linear(x) + self.correction(x))).clamp_min(0)
+        return (level + scale * (self.linear(x) + self.correction(x))).clamp_min(FLOOR)
 
     @torch.inference_mode()
     def predict(self, lags: np.ndarray) -> Forecast:
         """Forecast with an interval, as forecast_service.model.ForecastModel.predict does."""
         window = torch.as_tensor(lags, dtype=torch.float32)
         forecast, reach = self(window), spread(window) * self.half_width
-        bounds = forecast, (forecast - reach).clamp_min(0), forecast + reach
-        return Forecast(*(bound.double().numpy().round(2) for bound in bounds))
+        return Forecast.around(forecast.double().numpy(), reach.double().numpy())
 
 
 def spread(lags: Tensor) -> Tensor:
@@ -72,13 +76,17 @@ def windows(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit(counts: np.ndarray, seed: int) -> TorchForecaster:
-    """Fit a district's finite counts, shape (series, days); keep what did best on later days.
+    """Fit a district's counts, shape (series, days), and keep what did best on later days.
 
     Those later days, the last CALIBRATION_DAYS, also give the interval. Errors are absolute, in
     units of a window's spread: no series outweighs another. The same seed, number of threads and
     processor give the same model; the global random state stays as it was.
+
+    Raises:
+        ValueError: as forecast_service.model.fit, naming the series.
     """
-    known = torch.as_tensor(counts.astype(np.float32))
+    checked = [check_series(f"series {row}", series) for row, series in enumerate(counts)]
+    known = torch.as_tensor(np.array(checked, np.float32))
     lags, future = windows(known[:, :-CALIBRATION_DAYS])
     later_lags, later_future = windows(known[:, -CALIBRATION_DAYS - LAGS :])
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator
@@ -116,17 +124,5 @@ def quantile(errors: Tensor) -> Tensor:
 
 
 def score(model: TorchForecaster, counts: np.ndarray) -> Scores:
-    """Return the mean over counts (series, days) of what forecast_service.model.score returns."""
-    known = torch.as_tensor(counts.astype(np.float32))
-    lags, future = windows(known[:, -HOLDOUT_DAYS - LAGS :])
-    regressed = known[:, : -HOLDOUT_DAYS - CALIBRATION_DAYS]
-    naive_error = (regressed[:, SEASON:] - regressed[:, :-SEASON]).abs().mean(-1)
-    forecast, lower, upper = (torch.as_tensor(bound) for bound in model.predict(lags.numpy()))
-    error = (future - forecast).abs().mean((1, 2))
-    scores = (
-        error / naive_error,
-        (future - lags[..., -SEASON:]).abs().mean((1, 2)) / naive_error,
-        error / future.mean((1, 2)),
-        ((lower <= future) & (future <= upper)).double().mean((1, 2)),
-    )
-    return Scores(*(round(value.mean().item(), 4) for value in scores))
+    """Return the means over counts (series, days) of what forecast_service.model.score returns."""
+    return mean_scores(score_series(model, series) for series in counts)

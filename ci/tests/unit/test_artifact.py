@@ -48,6 +48,35 @@ def test_any_safetensors_reader_sees_what_it_is_and_how_it_scored():
     assert set(load(ARTIFACT)) == {"weights", "bias", "half_width"}
 
 
+def signed(about: dict[str, str], **more: np.ndarray) -> bytes:
+    """Return make_model()'s artifact with other metadata, more tensors, and a right checksum."""
+    tensors = load(ARTIFACT) | more
+    return save(tensors, about | {"sha256": _checksum(about, tensors)})
+
+
+def metadata() -> dict[str, str]:
+    about = dict(_split(ARTIFACT)[0]["__metadata__"])
+    del about["sha256"]
+    return about
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf])
+def test_scores_that_do_not_exist_are_left_out(missing):
+    artifact = to_bytes(make_model(), SCORES._replace(mase=missing, wape=missing))
+    about = _split(artifact)[0]["__metadata__"]
+    scores = {name: value for name, value in about.items() if name.startswith("holdout_")}
+    assert scores == {"holdout_naive_mase": "1.0", "holdout_coverage": "0.8"}
+    assert (
+        from_bytes(artifact, "customer_123").version != from_bytes(ARTIFACT, "customer_123").version
+    )
+
+
+@pytest.mark.parametrize("score", ["nan", "inf"])
+def test_an_artifact_of_earlier_training_that_says_nan_is_still_read(score):
+    old = signed(metadata() | {"holdout_mase": score, "holdout_naive_mase": score})
+    np.testing.assert_array_equal(from_bytes(old, "customer_123").weights, make_model().weights)
+
+
 def test_the_version_names_the_content():
     version = from_bytes(ARTIFACT, "customer_123").version
     other = to_bytes(make_model(bias=np.zeros(HORIZON, np.float32)), SCORES)
@@ -84,6 +113,13 @@ def test_a_number_that_is_not_finite_is_refused_although_the_checksum_is_right(n
         from_bytes(to_bytes(make_model(**{name: part}), SCORES), "customer_123")
 
 
+def test_an_interval_that_ends_before_it_begins_is_refused_although_the_checksum_is_right():
+    half_width = np.ones(HORIZON, np.float32)
+    half_width[3] = -0.01
+    with pytest.raises(CorruptModelError, match="interval"):
+        from_bytes(to_bytes(make_model(half_width=half_width), SCORES), "customer_123")
+
+
 def test_another_customers_model_is_refused():
     with pytest.raises(CorruptModelError, match="another customer"):
         from_bytes(ARTIFACT, "customer_456")
@@ -104,12 +140,8 @@ def test_other_shapes_and_types_are_refused_although_the_checksum_is_right(chang
 
 @pytest.mark.parametrize("extra", [np.zeros(1, np.float32), np.zeros(1, np.uint8)])
 def test_a_tensor_too_many_is_refused_although_the_checksum_is_right(extra):
-    about = _split(ARTIFACT)[0]["__metadata__"]
-    tensors = load(ARTIFACT) | {"extra": extra}
-    del about["sha256"]
-    about["sha256"] = _checksum(about, tensors)
     with pytest.raises(CorruptModelError, match="tensors"):
-        from_bytes(save(tensors, about), "customer_123")
+        from_bytes(signed(metadata(), extra=extra), "customer_123")
 
 
 def test_another_format_version_is_refused(monkeypatch):

@@ -40,6 +40,7 @@ def is_read_or_corrupt(data: bytes) -> bool:
     for name, shape in SHAPES.items():
         tensor = getattr(model, name)
         assert tensor.shape == shape and tensor.dtype == np.float32 and np.isfinite(tensor).all()
+    assert (model.half_width >= 0).all()
     return True
 
 
@@ -142,10 +143,10 @@ def numbers(shape: tuple) -> st.SearchStrategy[np.ndarray]:
 
 @fuzz
 @given(*map(numbers, SHAPES.values()), st.text(max_size=20))
-def test_any_finite_model_comes_back_bit_by_bit_and_no_other(weights, bias, half_width, until):
+def test_any_sound_model_comes_back_bit_by_bit_and_no_other(weights, bias, half_width, until):
     tensors = {"weights": weights, "bias": bias, "half_width": half_width}
     data = to_bytes(make_model(trained_until=until, **tensors), SCORES)
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+    if not all(map(np.all, map(np.isfinite, tensors.values()))) or (half_width < 0).any():
         assert not is_read_or_corrupt(data)
         return
     model = from_bytes(data, "customer_123")

@@ -1,20 +1,36 @@
 """The model: what it may see, what it promises, and how it is scored."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from forecast_service import model as model_module
 from forecast_service.model import (
     CALIBRATION_DAYS,
     COVERAGE,
+    FLOOR,
     HOLDOUT_DAYS,
     HORIZON,
     LAGS,
+    MAX_COUNT,
     SEASON,
+    ForecastModel,
+    Scores,
+    check_series,
     extend_history,
     fit,
+    mean_scores,
     score,
     windows,
 )
+from fuzzing import fuzz
+
+FEWEST_DAYS = LAGS + HORIZON + CALIBRATION_DAYS
+WEEK = np.array([10, 20, 30, 40, 50, 60, 70])
 
 
 @pytest.fixture
@@ -69,18 +85,54 @@ def test_the_seasonal_naive_forecast_scores_as_by_hand(series):
 
 
 def test_a_series_that_repeats_weekly_is_forecast_to_within_the_ridges_shrinkage():
-    counts = np.tile([10, 20, 30, 40, 50, 60, 70], 80)
+    counts = np.tile(WEEK, 80)
     model = fit("c", counts, "")
     np.testing.assert_allclose(
         model.predict(counts[-LAGS:].astype(float)).forecast, counts[:HORIZON], atol=1
     )
 
 
-def test_a_series_that_never_changes_is_forecast_and_has_no_mase():
+def test_a_series_that_never_changes_is_forecast():
     counts = np.full(1000, 5)
     model = fit("c", counts[:-HOLDOUT_DAYS], "")
     np.testing.assert_allclose(model.predict(np.full(LAGS, 5.0)).forecast, 5)
-    assert np.isnan(score(model, counts).mase)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.full(1000, 5),
+        np.zeros(1000),
+        np.tile(WEEK, 150),
+        np.tile(WEEK, 150) * np.linspace(0.1, 0.1 + 1e-12, 150 * SEASON),  # but for rounding
+    ],
+    ids=["constant", "zero", "weekly", "nearly weekly"],
+)
+def test_a_series_that_repeats_weekly_has_no_mase_and_keeps_its_other_scores(counts):
+    scores = score(fit("c", counts[:-HOLDOUT_DAYS], ""), counts)
+    assert math.isnan(scores.mase) and math.isnan(scores.naive_mase)
+    assert scores.coverage > 0 and ("wape" in scores.existing()) == counts.any()
+
+
+def test_a_hold_out_of_zeros_has_no_wape_and_keeps_its_other_scores(series):
+    closed = series.copy()
+    closed[-HOLDOUT_DAYS:] = 0
+    scores = score(fit("c", closed[:-HOLDOUT_DAYS], ""), closed)
+    assert scores.existing().keys() == {"mase", "naive_mase", "coverage"}
+
+
+def test_a_rare_event_is_no_noise():
+    counts = np.zeros(1000)
+    counts[[100, 500, 900]] = 1
+    assert "mase" in score(fit("c", counts[:-HOLDOUT_DAYS], ""), counts).existing()
+
+
+def test_the_mean_of_scores_is_over_those_that_exist():
+    fleet = [Scores(1, 2, math.nan, 0.8), Scores(math.nan, 4, math.nan, 0.9)]
+    assert mean_scores(fleet).existing() == pytest.approx(
+        {"mase": 1, "naive_mase": 3, "coverage": 0.85}
+    )
+    assert not mean_scores([]).existing()
 
 
 def test_the_interval_keeps_its_promise_on_exchangeable_days():
@@ -89,11 +141,66 @@ def test_the_interval_keeps_its_promise_on_exchangeable_days():
     assert np.mean(coverages) == pytest.approx(COVERAGE, abs=0.02)
 
 
-def test_counts_are_never_negative_and_lie_in_their_interval(footfall):
+days = st.floats(0, MAX_COUNT) | st.floats(0, 100) | st.integers(0, 3).map(float)
+fitted_series = arrays(float, FEWEST_DAYS, elements=days, fill=days)
+values = st.floats(-MAX_COUNT, MAX_COUNT) | st.floats(-100, 100)
+histories = st.lists(values, min_size=SEASON, max_size=LAGS)
+
+
+@fuzz
+@given(fitted_series, histories)
+def test_any_forecast_lies_in_its_interval_and_both_lie_above_the_floor(counts, history):
+    model = fit("c", counts, "")
+    forecast, lower, upper = model.predict(extend_history(np.array(history)))
+    assert (lower >= FLOOR).all() and (lower <= forecast).all() and (forecast <= upper).all()
+    cent = 0.01 + 1e-9 * np.abs(upper)  # of rounding
+    assert (np.abs(upper - forecast - model.half_width) <= cent).all()
+    cut = np.maximum(forecast - model.half_width, FLOOR)
+    assert (np.abs(lower - cut) <= cent).all()
+
+
+def test_the_interval_reaches_as_far_from_a_raised_forecast_as_from_any_other():
+    zeros = np.zeros((LAGS, HORIZON), np.float32)
+    bias = np.float32([-50, -12, -10, -9, -7, 0, 5])
+    model = ForecastModel("c", "", zeros, bias, half_width=np.full(HORIZON, 3, np.float32))
+    forecast, lower, upper = model.predict(np.full(LAGS, 10.0))
+    assert forecast.tolist() == [0, 0, 0, 1, 3, 10, 15]
+    assert lower.tolist() == [0, 0, 0, 0, 0, 7, 12]
+    assert upper.tolist() == [3, 3, 3, 4, 6, 13, 18]
+
+
+def test_the_interval_contains_its_share_of_calibration_days_where_forecasts_are_raised():
+    """A season of 50 days, half of it closed: regression expects it to fall on below 0."""
+    season = np.maximum(100 * np.sin(2 * np.pi * np.arange(1000) / 50), 0).round()
+    counts = season + np.random.default_rng(0).integers(0, 3, 1000)
+    model = fit("c", counts, "")
+    lags, future = windows(counts[-CALIBRATION_DAYS - LAGS :])
+    forecast, lower, upper = model.predict(lags)
+    assert (forecast == FLOOR).mean() > 0.05, "no forecast was raised: nothing was shown"
+    assert (((lower <= future) & (future <= upper)).mean(axis=0) >= COVERAGE).all()
+
+
+def test_a_forecast_above_the_floor_is_answered_as_the_regression_has_it(footfall):
+    """And its bounds likewise: each is rounded once, from the regression's own numbers."""
     for row in footfall[2][::10]:
         model = fit("c", row[:-HOLDOUT_DAYS], "")
-        forecast, lower, upper = model.predict(windows(row)[0])
-        assert (lower >= 0).all() and (lower <= forecast).all() and (forecast <= upper).all()
+        lags = windows(row)[0]
+        level = lags.mean(axis=-1, keepdims=True)
+        raw = level + (lags - level) @ model.weights + model.bias
+        bounds = raw, np.maximum(raw - model.half_width, 0), raw + model.half_width
+        above = raw >= FLOOR
+        for answered, expected in zip(model.predict(lags), bounds, strict=True):
+            np.testing.assert_array_equal(answered[above], expected.round(2)[above])
+
+
+def test_the_floor_can_be_lowered_for_series_that_may_be_negative(series, monkeypatch):
+    lags = series[-LAGS:].astype(float)
+    counted = fit("c", series, "")
+    monkeypatch.setattr(model_module, "FLOOR", -math.inf)
+    shifted = fit("c", series - 5000.0, "")
+    for one, other in zip(shifted.predict(lags - 5000), counted.predict(lags), strict=True):
+        np.testing.assert_allclose(one, other - 5000, atol=0.02)
+    assert (shifted.predict(lags - 5000).upper < 0).all()
 
 
 @pytest.mark.parametrize("days", range(SEASON, 40))
@@ -107,7 +214,41 @@ def test_a_short_history_is_extended_week_by_week(days):
         assert extended[day] == extended[day + SEASON]
 
 
-@pytest.mark.parametrize("counts", [np.ones(100), np.r_[np.ones(999), np.nan]])
-def test_a_series_that_cannot_be_fitted_is_refused_with_its_customer(counts):
-    with pytest.raises(ValueError, match="customer_1"):
+def broken(day: int, value: object, dtype: type = float) -> np.ndarray:
+    counts = np.ones(1000, dtype)
+    counts[day] = value
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "fault"),
+    [
+        (np.ones(100), "100 days are too few"),
+        (broken(998, np.nan), "1 of 1000 days.*the first is day 999 with nan.*gap"),
+        (broken(0, np.inf), "the first is day 1 with inf"),
+        (broken(5, -3), "from 0 to .*the first is day 6 with -3.*FLOOR"),
+        (broken(5, 2e12), "to 1e\\+12.*the first is day 6 with 2e\\+12"),
+        (-np.ones(1000), "1000 of 1000 days"),
+        (broken(5, None, object), "the first is day 6 with nan"),
+        (broken(5, "n/a", object), "numbers"),
+        (np.ones((1000, 2)), "shape"),
+        (np.float64(1), "shape"),
+        ([[1, 2], [3]], "numbers"),
+        ([], "0 days are too few"),
+    ],
+)
+def test_a_series_that_cannot_be_fitted_is_refused_with_its_customer(counts, fault):
+    with pytest.raises(ValueError, match=f"customer_1: .*{fault}"):
         fit("customer_1", counts, "")
+
+
+@pytest.mark.parametrize("holdout_days", [0, HOLDOUT_DAYS])
+def test_too_short_a_series_hears_how_many_days_are_wanted_and_what_for(holdout_days):
+    fewest = FEWEST_DAYS + holdout_days
+    assert len(check_series("c", np.ones(fewest), holdout_days)) == fewest
+    with pytest.raises(ValueError, match="too few") as raised:
+        check_series("c", np.ones(fewest - 1), holdout_days)
+    numbers = {int(word) for word in str(raised.value).replace(":", "").split() if word.isdigit()}
+    parts = {LAGS + HORIZON, CALIBRATION_DAYS, *[holdout_days] * bool(holdout_days)}
+    assert numbers == {fewest - 1, fewest, *parts}
+    assert ("held out" in str(raised.value)) == bool(holdout_days)
