@@ -9,7 +9,7 @@ MODEL_ID_HEADER = "serve_multiplexed_model_id"  # Ray Serve takes hyphens for un
 
 
 def check_customer_id(customer_id: str) -> str:
-    """Return a customer id as it is.
+    """Return a customer id as it is: it can be a header's value and a folder's name.
 
     Raises:
         InvalidCustomerIdError: unless the id is all of CUSTOMER_ID.
@@ -21,6 +21,8 @@ def check_customer_id(customer_id: str) -> str:
     if not CUSTOMER_ID.fullmatch(customer_id):
         raise InvalidCustomerIdError(
             "a customer id is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-', "
-            "and begins with a letter, a digit or '_'"
+            "and begins with a letter, a digit or '_'; turn another name into one, for training "
+            "and requests alike, by name.encode().hex(), which bytes.fromhex() undoes, or over 32 "
+            "bytes by hashlib.sha256(name.encode()).hexdigest()"
         )
     return customer_id
