@@ -64,7 +64,7 @@ class TokenSettings(_Settings):
     """Whether tenants are kept apart."""
 
     tenant_key: Path | None = Field(
-        None, description="A file with the key that tokens are checked with: turns tokens on."
+        None, description="A file with the keys that tokens are checked with: turns tokens on."
     )
 
     @field_validator("tenant_key", mode="before")
