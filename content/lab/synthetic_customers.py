@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from forecast_service.model import SEASON, Scores
 from forecast_service.settings import StoreSettings
-from train_models import load_footfall, train
+from train_models import load_footfall, require_all, train
 
 WEEKS = 104  # two years of days, of which train() wants 399
 TREND_DAYS = 5 * SEASON  # the span of the moving average
@@ -95,6 +95,7 @@ def main() -> None:
     elapsed_s = time.perf_counter() - started
     store = StoreSettings().model_store
     print(f"{models} models of synthetic customers in {store}, in {elapsed_s:.0f} s")
+    require_all(outcomes)
 
 
 if __name__ == "__main__":

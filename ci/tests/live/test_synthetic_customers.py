@@ -164,6 +164,16 @@ def test_the_script_trains_as_many_as_it_is_asked_for(monkeypatch, tmp_path, cap
     assert f"3 models of synthetic customers in {tmp_path.as_uri()}" in capsys.readouterr().out
 
 
+def test_the_script_fails_and_names_whoever_has_no_model(monkeypatch, tmp_path):
+    outcomes = {"synthetic_00000": Scores(1, 1, 1, 1), "synthetic_00001": "synthetic_00001: why"}
+    monkeypatch.setenv("MODEL_STORE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["synthetic_customers.py", "2"])
+    monkeypatch.setattr(synthetic_customers, "train", lambda *fleet: outcomes)
+    monkeypatch.setattr(synthetic_customers.ray, "is_initialized", lambda: True)
+    with pytest.raises(SystemExit, match="synthetic_00001: why"):
+        synthetic_customers.main()
+
+
 def test_the_script_refuses_to_train_none(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["synthetic_customers.py", "0"])
     with pytest.raises(SystemExit):

@@ -1,19 +1,32 @@
 """A PyTorch model is read as it was written, or not at all, and nothing in it is ever run."""
 
 import io
+import math
 import pickle
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from forecast_service import model as linear
 from forecast_service.errors import CorruptModelError
-from forecast_service.model import HORIZON, LAGS, Scores
+from forecast_service.model import (
+    FLOOR,
+    HOLDOUT_DAYS,
+    HORIZON,
+    LAGS,
+    MAX_COUNT,
+    Scores,
+    mean_scores,
+)
+from fuzzing import fuzz
 from train_models import load_footfall
 
 torch = pytest.importorskip("torch", reason="pip install -r chapters/requirements_pytorch_s3.txt")
 
 from torch_models.artifact import from_bytes, to_bytes  # noqa: E402
-from torch_models.forecaster import TorchForecaster, fit  # noqa: E402
+from torch_models.forecaster import TorchForecaster, fit, score, spread  # noqa: E402
 
 SCORES = Scores(0.8, 1.0, 0.2, 0.8)
 
@@ -34,6 +47,20 @@ def artifact(model) -> bytes:
 def content(artifact) -> dict:
     """What is in the artifact, to be changed by a test."""
     return torch.load(io.BytesIO(artifact), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def district() -> np.ndarray:
+    """Three series, and one that falls to nothing each month."""
+    counts = load_footfall()[2][:3, :800]
+    season = np.maximum(100 * np.sin(2 * np.pi * np.arange(800) / 28), 0).round()
+    return np.vstack([counts, season])
+
+
+@pytest.fixture(scope="module")
+def fitted(district) -> TorchForecaster:
+    torch.set_num_threads(1)
+    return fit(district[:, :-HOLDOUT_DAYS], seed=1)
 
 
 def saved(content: object) -> bytes:
@@ -117,3 +144,52 @@ def test_a_fit_sees_nothing_after_its_days_and_leaves_the_random_state_alone():
     assert torch.equal(before, torch.random.get_rng_state())
     assert to_bytes(one, "1", SCORES) == to_bytes(same, "1", SCORES)
     assert to_bytes(one, "1", SCORES) != to_bytes(fit(rows, seed=2), "1", SCORES)
+
+
+values = st.floats(-MAX_COUNT, MAX_COUNT) | st.floats(-100, 100)
+
+
+@fuzz
+@given(st.lists(values, min_size=LAGS, max_size=LAGS))
+@example([0.0] * LAGS)
+@example([1000.0 - 40 * day for day in range(LAGS)])
+def test_any_forecast_lies_in_its_interval_and_both_lie_above_the_floor(fitted, history):
+    lags = np.array(history)
+    forecast, lower, upper = fitted.predict(lags)
+    assert (lower >= FLOOR).all() and (lower <= forecast).all() and (forecast <= upper).all()
+    reach = (spread(torch.tensor(lags, dtype=torch.float32)) * fitted.half_width).numpy()
+    cent = 0.01 + 1e-6 * np.abs(upper)  # of rounding
+    assert (np.abs(upper - forecast - reach) <= cent).all()
+    assert (np.abs(lower - np.maximum(forecast - reach, FLOOR)) <= cent).all()
+
+
+def test_scores_are_those_of_the_single_models_over_the_series_that_have_them(fitted, district):
+    weekly = np.resize([10, 20, 30, 40, 50, 60, 70], (1, district.shape[1]))
+    scores = score(fitted, np.vstack([district[:3], weekly]))
+    singly = [linear.score(fitted, series) for series in (*district[:3], weekly[0])]
+    assert math.isnan(singly[-1].mase) and scores == mean_scores(singly)
+    assert scores.mase == mean_scores(singly[:3]).mase
+
+
+def test_scores_that_do_not_exist_are_left_out(model):
+    about = torch.load(io.BytesIO(to_bytes(model, "1", SCORES._replace(mase=math.nan))))["about"]
+    scores = {name for name in about if name.startswith("holdout_")}
+    assert scores == {"holdout_naive_mase", "holdout_wape", "holdout_coverage"}
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, 2 * MAX_COUNT])
+def test_a_district_with_a_series_that_cannot_be_fitted_is_refused_and_the_series_named(
+    district, value
+):
+    broken = district.astype(float)
+    broken[2, 50] = value
+    with pytest.raises(ValueError, match=r"series 2: .*day 51"):
+        fit(broken, seed=1)
+
+
+def test_an_interval_that_ends_before_it_begins_is_refused_although_the_checksum_is_right(fitted):
+    inverted = TorchForecaster().requires_grad_(False)
+    inverted.load_state_dict(fitted.state_dict())
+    inverted.half_width[3] = -0.01
+    with pytest.raises(CorruptModelError, match="interval"):
+        from_bytes(to_bytes(inverted, "1", SCORES), "1")
