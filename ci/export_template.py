@@ -36,6 +36,7 @@ NAME = r"[a-z0-9_-]+"
 TIMEOUT_S = 30 * 60  # of the test, in the console
 
 SHIPPED = (
+    ".gitignore",  # keeps secrets out of what a workspace uploads
     "*.py",
     "*/*.py",
     "*.proto",

@@ -1,13 +1,16 @@
-"""The files for Anyscale, read by Anyscale's own code."""
+"""The files for Anyscale, read by Anyscale's own code, and what it uploads."""
 
 import re
 from importlib.metadata import version
+from io import BytesIO
+from zipfile import ZipFile
 
 import pytest
 import yaml
 from anyscale.commands.service_commands import service_cli
 from anyscale.service.models import ServiceConfig
-from anyscale.utils.runtime_env import parse_requirements_file
+from anyscale.utils.runtime_env import parse_requirements_file, zip_local_dir
+from secrets_in_checkout import plant_secrets
 
 from template_lock import REQUIREMENTS, pins
 
@@ -70,3 +73,13 @@ def test_every_file_that_a_command_deploys_is_there():
     files = {file for command in commands() for file in re.findall(r" -f (\S+)", command)}
     assert files >= FILES.keys()
     assert [file for file in files if not (CONTENT / file).exists()] == []
+
+
+def test_what_is_uploaded_is_the_code_without_models_and_secrets(tmp_path):
+    planted = plant_secrets(tmp_path)
+    with zip_local_dir(str(tmp_path)) as (_, data, _):
+        names = ZipFile(BytesIO(data)).namelist()
+    uploaded = {name.partition("/")[2] for name in names}  # below a folder of the zip's own
+    assert {"serve_forecast_production.py", "deploy/requirements.txt"} <= uploaded
+    assert {"forecast_service/tokens.py", "deploy/fast_ingress.env"} <= uploaded
+    assert not uploaded & planted

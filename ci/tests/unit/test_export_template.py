@@ -61,11 +61,13 @@ ENTRY = closed(
 )
 SUFFIXES = "ipynb|md|py|proto|yaml|json|txt|lock|npz|svg|env"
 FOLDERS = "chapters|chapters/images|data|deploy|forecast_service|images|lab|torch_models"
+UNLIKE_THEM = r"deploy/Dockerfile|\.gitignore"
 NEEDED = (
     "README.ipynb",
     "README.md",
     "requirements.txt",
     "python_depset.lock",
+    ".gitignore",
     "service.yaml",
     "serve_forecast_production.py",
     "forecast_service/settings.py",
@@ -79,7 +81,9 @@ TREE = closed(
     configs=closed(**{"aws.yaml": MACHINES, "gce.yaml": MACHINES}),
     tests={"const": ["tests.sh"]},
     template={
-        "items": {"pattern": rf"^((({FOLDERS})/)?[\w-]+\.({SUFFIXES})|deploy/Dockerfile)$"},
+        "items": {
+            "pattern": rf"^((({FOLDERS})/)?[\w-]+\.({SUFFIXES})|deploy/Dockerfile|\.gitignore)$"
+        },
         "allOf": [{"contains": {"const": file}} for file in NEEDED],
     },
 )
