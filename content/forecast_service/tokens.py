@@ -40,7 +40,7 @@ AUDIENCE = "forecasts"
 LEEWAY_S = 30  # by which clocks may differ
 MAX_HEADER_CHARS = 8192
 CACHED_TOKENS = 1024  # that a replica remembers as good; checking a signature takes longer
-KEYS_CHECK_S = 5  # between two looks at the key file
+KEYS_CHECK_S = 2  # between two looks at the key file
 PATTERN = re.compile(rf"(?=.)({CUSTOMER_ID.pattern})?\*?")
 logger = logging.getLogger("ray.serve")
 

@@ -2,28 +2,30 @@
 
 import asyncio
 import itertools
+import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
+import image
 import numpy as np
 import pytest
 import ray
 import requests
 import yaml
 from live_service import CONTENT, SERVICE
+from ray.job_submission import JobSubmissionClient
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from secrets_in_checkout import plant_secrets
 
 from lab.capacity import lru_hit_rates
 from lab.chapter import NAMED
-from lab.serving import wait_until_running
+from lab.serving import wait_until, wait_until_running
 from lab.traffic import Outcomes, load_customers, send, zipf_trace
 
 DEPLOY = CONTENT / "deploy"
@@ -165,41 +167,26 @@ def test_a_probe_of_kubernetes_asks_what_a_live_node_answers(live_store, pod, pr
     assert requests.get(url + asked["path"], timeout=10).status_code == 200
 
 
-IMPORT_ENTRIES = """
-import importlib, sys
-for name in sys.argv[2:]:
-    module = importlib.import_module(name)
-    assert module.__file__.startswith(sys.argv[1]), f"{module.__file__} is not the image's"
-    getattr(module, "app", None) or module.middlewares()
-"""
-
-
 def test_what_the_image_copies_is_all_that_its_entries_import(tmp_path):
     """No container engine is wanted: the folder that the Dockerfile fills is filled here."""
-    dockerfile = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
-    (home,) = re.findall(r"^ENV PYTHONPATH=(\S+)$", dockerfile, re.MULTILINE)
-    for arguments in re.findall(r"^COPY --chown=ray (.+)$", dockerfile, re.MULTILINE):
-        *files, target = arguments.split()
-        if not target.startswith(home):
-            continue
-        folder = tmp_path / Path(target).relative_to(home)
-        for file in map(CONTENT.joinpath, files):
-            if file.is_dir():
-                shutil.copytree(file, folder, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(file, folder)
-    entries = [path.stem for path in tmp_path.glob("*.py")]
-    assert {"serve_forecast_multiplex", "serve_forecast_production"} <= {*entries}
-    command = [sys.executable, "-c", IMPORT_ENTRIES, tmp_path, *entries]
-    done = subprocess.run(
-        [*command, "forecast_service.proxy_guard"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    python_path = image.copy_into(tmp_path)
+    done = image.import_entries(sys.executable, tmp_path, python_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_ray_uploads_is_the_code_without_models_and_secrets(live_store, tmp_path):
+    planted = plant_secrets(tmp_path)
+    seen = "import json, os; print(json.dumps([os.path.join(*at) for at in "
+    seen += "((folder, name) for folder, _, names in os.walk('.') for name in names)]))"
+    client = JobSubmissionClient(f"http://{ray.init(ignore_reinit_error=True).dashboard_url}")
+    job = client.submit_job(
+        entrypoint=f'{sys.executable} -c "{seen}"', runtime_env={"working_dir": str(tmp_path)}
+    )
+    wait_until(lambda: client.get_job_status(job).is_terminal(), "the job is over", 120)
+    (line,) = re.findall(r"^\[.*\]$", client.get_job_logs(job), re.M)
+    uploaded = {os.path.normpath(path) for path in json.loads(line)}
+    assert {"serve_forecast_production.py", "forecast_service/tokens.py"} <= uploaded
+    assert not uploaded & planted
 
 
 def test_the_file_deploys_the_service_and_leaves_other_applications_alone(

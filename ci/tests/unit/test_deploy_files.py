@@ -5,18 +5,23 @@ What Ray Serve makes of them is asked in ci/tests/live/test_serve_config.py.
 
 import ast
 import json
+import math
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
+import image
 import jsonschema
 import kubernetes_validate
+import nbformat
 import pytest
 import yaml
 from dotenv import dotenv_values
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from secrets_in_checkout import MODELS, SECRETS
 
 from forecast_service.settings import Settings
 from template_lock import REQUIREMENTS, pins
@@ -36,17 +41,13 @@ config = yaml.safe_load(service["serveConfigV2"])
 (app,) = config["applications"]
 (deployment,) = app["deployments"]
 scaling = deployment["autoscaling_config"]
-image = (DEPLOY / "Dockerfile").read_text()
+dockerfile = image.DOCKERFILE.read_text()
 requirements = (DEPLOY / "requirements.txt").read_text()
 
 
 def copied() -> dict[str, str]:
     """Return what the Dockerfile copies, by its path in content/: where it lies in the image."""
-    pairs = {}
-    for arguments in re.findall(r"^COPY --chown=ray (.+)$", image.replace("\\\n", ""), re.M):
-        *files, target = arguments.split()
-        pairs |= dict.fromkeys(files, target)
-    return pairs
+    return {path: target for paths, target in image.copied() for path in paths}
 
 
 def modules_in_image() -> dict[str, Path]:
@@ -130,14 +131,14 @@ def test_no_deployment_file_has_requirements_of_its_own(file):
 
 def test_the_image_installs_the_requirements_and_no_others():
     target = copied()["deploy/requirements.txt"]
-    assert re.findall(r"pip install (.+)$", image, re.M) == [f"--no-cache-dir -r {target}"]
-    assert not pins(image)
+    assert re.findall(r"pip install (.+)$", dockerfile, re.M) == [f"--no-cache-dir -r {target}"]
+    assert not pins(dockerfile)
 
 
 def test_the_image_has_rays_version_and_its_proxies_are_guarded():
-    (tag,) = re.findall(r"^FROM rayproject/ray:(\S+)-py31[12]$", image, re.MULTILINE)
+    (tag,) = re.findall(r"^FROM rayproject/ray:(\S+)-py31[12]$", dockerfile, re.MULTILINE)
     assert tag == version("ray") == cluster["rayVersion"]
-    environment = dict(re.findall(r"^ENV (\w+)=(\S+)$", image, re.MULTILINE))
+    environment = image.environment()
     assert copied()["serve_forecast_production.py"] == f"{environment['PYTHONPATH']}/"
     assert copied()["forecast_service/"] == f"{environment['PYTHONPATH']}/forecast_service/"
     guard = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
@@ -156,20 +157,33 @@ def strict(schema: dict) -> dict:
     return closed
 
 
-def switch_fast_ingress_on() -> str:
-    """Take the comment signs off the lines about the fast ingress, as the file says."""
+FAST_INGRESS = ("env",)
+TOKENS = "tenant_key", "securityContext", "volumes", "volumeMounts"
+
+
+def switch_on(keys: tuple[str, ...]) -> str:
+    """Take the comment signs off what some keys have, as the file says."""
     lines, inside = [], False
     for line in text.splitlines():
         code = line.lstrip()
-        inside = code.startswith("# env: ") or (inside and code.startswith("# "))
+        found = code.startswith(tuple(f"# {key}:" for key in keys))
+        inside = found or (inside and code.startswith("#  "))
         lines.append(line.replace("# ", "", 1) if inside else line)
     return "\n".join(lines)
 
 
-@pytest.fixture(params=[text, switch_fast_ingress_on()], ids=["default", "fast"])
-def either_ingress(request) -> str:
-    """rayservice.yaml, with each ingress."""
-    return request.param
+VARIANTS = {
+    "default": text,
+    "fast": switch_on(FAST_INGRESS),
+    "tokens": switch_on(TOKENS),
+    "fast, tokens": switch_on(FAST_INGRESS + TOKENS),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request) -> str:
+    """rayservice.yaml, with each ingress, and with and without tokens."""
+    return VARIANTS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +199,8 @@ def faults(validator: jsonschema.Draft7Validator, document: str) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in errors]
 
 
-def test_kuberays_schema_knows_every_key(kuberay, either_ingress):
-    assert faults(kuberay, either_ingress) == []
+def test_kuberays_schema_knows_every_key(kuberay, variant):
+    assert faults(kuberay, variant) == []
 
 
 @pytest.mark.parametrize(
@@ -212,8 +226,8 @@ def container(name: str, text: str = text) -> dict:
 
 
 @pytest.mark.parametrize("name", [HEAD, WORKER])
-def test_kubernetes_own_schema_reads_the_pod(name, either_ingress):
-    template = pod_templates(either_ingress)[name]
+def test_kubernetes_own_schema_reads_the_pod(name, variant):
+    template = pod_templates(variant)[name]
     document = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
     kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
 
@@ -221,7 +235,7 @@ def test_kubernetes_own_schema_reads_the_pod(name, either_ingress):
 @pytest.mark.parametrize("name", [HEAD, WORKER])
 def test_without_its_comment_signs_the_fast_ingress_is_that_of_fast_ingress_env(name):
     assert "env" not in container(name)
-    env = container(name, switch_fast_ingress_on())["env"]
+    env = container(name, switch_on(FAST_INGRESS))["env"]
     settings = {setting["name"]: setting["value"] for setting in env}
     assert settings == dotenv_values(DEPLOY / "fast_ingress.env")
 
@@ -264,14 +278,36 @@ def test_only_a_worker_that_can_serve_gets_requests():
     assert alive["httpGet"] == container(HEAD)["livenessProbe"]["httpGet"]
 
 
-def test_pods_have_room_for_the_fewest_and_for_the_most_replicas():
-    cpus = int(container(WORKER)["resources"]["limits"]["cpu"])
-    per_pod = cpus // deployment["ray_actor_options"]["num_cpus"]
-    assert per_pod * workers["minReplicas"] >= scaling["min_replicas"]
-    assert per_pod * workers["maxReplicas"] == scaling["max_replicas"]
-    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+def test_every_workers_pod_has_a_replica_and_so_a_proxy():
+    """A pod without one is never Ready: github.com/ray-project/kuberay/issues/1828."""
+    assert deployment["max_replicas_per_node"] == 1, "a pod has two replicas, and another none"
+    assert workers["minReplicas"] == workers["replicas"] == scaling["min_replicas"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "replicas on the head"
     assert cluster["enableInTreeAutoscaling"], "nothing adds pods"
+
+
+def test_the_most_replicas_have_pods_and_those_of_an_update_beside_them():
+    surge = math.ceil(scaling["max_replicas"] * deployment["max_surge_percent"] / 100)
+    assert surge, "an update stops replicas before it has others"
+    assert workers["maxReplicas"] == scaling["max_replicas"] + surge
+    cpus = int(container(WORKER)["resources"]["limits"]["cpu"])
+    assert cpus > deployment["ray_actor_options"]["num_cpus"], "no CPU is left for the proxy"
+
+
+def test_the_tenants_key_is_a_secret_that_is_mounted_where_the_service_reads_it():
+    (application,) = yaml.safe_load(yaml.safe_load(VARIANTS["tokens"])["spec"]["serveConfigV2"])[
+        "applications"
+    ]
+    key = Settings(**application["args"]).tenant_key
+    pod = pod_templates(VARIANTS["tokens"])[WORKER]["spec"]
+    (volume,), (mount,) = pod["volumes"], container(WORKER, VARIANTS["tokens"])["volumeMounts"]
+    assert mount["name"] == volume["name"] and mount["readOnly"]
+    assert "subPath" not in mount, "the file would not follow the Secret"
+    assert key.parent == Path(mount["mountPath"])
+    assert volume["secret"]["defaultMode"] == 0o440 and pod["securityContext"]["fsGroup"]
+    created = re.search(r"create secret generic (\S+) --from-file=([\w.]+)=\$HOME/", text)
+    assert created.groups() == (volume["secret"]["secretName"], key.name)
+    assert "tenant_key" not in app["args"]
 
 
 @pytest.mark.parametrize("name", [HEAD, WORKER])
@@ -292,5 +328,45 @@ def test_autoscaling_keeps_a_warm_floor_and_is_slower_down_than_up():
 
 @pytest.mark.parametrize("name", [HEAD, WORKER])
 def test_a_pod_runs_the_dockerfiles_image_and_is_given_the_stores_credentials(name):
-    assert [container(name)["image"]] == re.findall(r"docker build -t (\S+)", image)
+    assert [container(name)["image"]] == re.findall(r"docker build -t (\S+)", dockerfile)
     assert container(name)["envFrom"] == [{"secretRef": {"name": "model-store"}}]
+
+
+def git(*command: str) -> list[str]:
+    done = subprocess.run(
+        ["git", *command], cwd=CONTENT.parent, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.splitlines()
+
+
+def test_git_takes_no_secret_and_no_model_and_every_file_that_it_has():
+    unwanted = [f"content/{path}" for path in SECRETS + MODELS] + [*SECRETS]
+    assert git("check-ignore", "--no-index", *unwanted) == unwanted
+    assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == []
+
+
+def texts() -> list[str]:
+    """Return what a reader may copy commands from: cells, pages, docstrings, comments."""
+    pages = CONTENT.parent / "README.md", *CONTENT.rglob("*.md")
+    code = *CONTENT.rglob("*.py"), *DEPLOY.glob("*.yaml")
+    cells = [
+        cell["source"]
+        for notebook in CONTENT.rglob("*.ipynb")
+        for cell in nbformat.read(notebook, as_version=4).cells
+    ]
+    return [path.read_text() for path in (*pages, *code)] + cells
+
+
+NEW_SECRET = re.compile(r"(?:openssl rand|token_hex|token_urlsafe)[^>\n]*> *([^\s);]+)")
+
+
+def test_a_text_writes_a_new_secret_for_its_owner_alone_and_out_of_the_checkout():
+    written = [
+        (found[1].strip("'\""), text[: found.start()].splitlines()[-3:])
+        for text in texts()
+        for found in NEW_SECRET.finditer(text)
+    ]
+    assert len(written) >= 2, "no text makes a secret any more: this test looks for nothing"
+    for file, before in written:
+        assert "umask 077" in "\n".join(before), f"others can read {file}"
+        assert file.startswith(("~/", "/", "$1/")), f"{file} is uploaded with the code"
