@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from forecast_service.errors import InvalidCustomerIdError, UnknownCustomerError
+from forecast_service.errors import (
+    CorruptModelError,
+    InvalidCustomerIdError,
+    UnknownCustomerError,
+)
 from forecast_service.store import ModelStore
 
 CLIENT_ERRORS = InvalidCustomerIdError, UnknownCustomerError  # not for the operator's log
@@ -20,10 +24,11 @@ logger = logging.getLogger("ray.serve")
 class Holder(Generic[Model]):
     """Where a customer's model is kept, so that a newer one can take its place.
 
-    A request takes `model` once and works with that, so it never sees two.
+    A request takes `model` once and works with that, so it never sees two. Without a model, `etag`
+    says why: with one, that artifact is damaged; without, the store has none, or was not asked yet.
     """
 
-    model: Model | None = None  # None: this customer has none, or none yet
+    model: Model | None = None
     etag: str | None = None  # of the artifact that was looked at last, be it good or not
 
 
@@ -75,7 +80,7 @@ class ModelLoader(Generic[Model]):
 
         Raises:
             InvalidCustomerIdError, UnknownCustomerError, StoreUnavailableError: from the store.
-            CorruptModelError: from `from_bytes`.
+            CorruptModelError: from `from_bytes`, or in place of whatever else that raises.
         """
         holder = self._alive.get(customer_id)
         while holder is None or holder.model is None:
@@ -84,24 +89,24 @@ class ModelLoader(Generic[Model]):
         return holder
 
     async def reload(self, customer_id: str) -> bool:
-        """Compare a model in memory with the store's: ask it once. Return whether it was replaced.
+        """Compare what is held for a customer with the store: ask it once. Return if it changed.
 
-        The new one is read and verified first. If it cannot be used, the old one stays, and the
-        new one is not read again.
+        A new model is read and verified before it takes its place. If it cannot be used, the old
+        one stays, if there is one, and the new one is not read again.
 
         Raises:
-            UnknownCustomerError: if the store has none any more. Then it leaves memory.
+            UnknownCustomerError: if the store has none, or none any more. Then none is in memory.
             StoreUnavailableError, CorruptModelError: as load().
         """
         holder = self._alive.get(customer_id)
-        if holder is None or holder.model is None:
+        if holder is None:
             return False
         try:
             artifact = await self._store.read_if_changed(customer_id, holder.etag)
         except UnknownCustomerError:
             holder.model = holder.etag = None
             raise
-        if artifact is None or artifact.etag == holder.etag:
+        if artifact is None or artifact.etag == holder.etag:  # a request may have read it meanwhile
             return False
         holder.etag = artifact.etag
         holder.model = await self._verify(artifact.data, customer_id)
@@ -116,7 +121,12 @@ class ModelLoader(Generic[Model]):
 
     async def _read(self, customer_id: str, started: float) -> Holder[Model]:
         artifact = await self._store.read(customer_id)
-        model = await self._verify(artifact.data, customer_id)
+        try:
+            model = await self._verify(artifact.data, customer_id)
+        except CorruptModelError:
+            if customer_id in self._alive:  # somebody keeps its place: reload() need not read it
+                self._alive[customer_id].etag = artifact.etag
+            raise
         holder = self.hold(customer_id)
         holder.model, holder.etag = model, artifact.etag
         elapsed_ms = (time.perf_counter() - started) * 1000
@@ -127,8 +137,19 @@ class ModelLoader(Generic[Model]):
 
     async def _verify(self, data: bytes, customer_id: str) -> Model:
         if self._in_thread:
-            return await asyncio.to_thread(self._from_bytes, data, customer_id)
-        return self._from_bytes(data, customer_id)
+            return await asyncio.to_thread(self._read_bytes, data, customer_id)
+        return self._read_bytes(data, customer_id)
+
+    def _read_bytes(self, data: bytes, customer_id: str) -> Model:
+        try:
+            return self._from_bytes(data, customer_id)
+        except CorruptModelError:
+            raise
+        except Exception as error:  # whatever it is, it is about this artifact, and no other
+            logger.exception(f"The reader of artifacts failed at that of {customer_id}.")
+            raise CorruptModelError(
+                f"the model of {customer_id} cannot be read: {type(error).__name__}"
+            ) from error
 
     def _finish(self, customer_id: str, task: asyncio.Task, started: float) -> None:
         del self._loading[customer_id]

@@ -2,12 +2,23 @@
 
 Ray adds the labels `application`, `deployment` and `replica`, and exports each name with the prefix
 `ray_`; a counter's name gets the suffix `_total`.
+
+An outcome of `forecast_requests` is
+
+- `hit` or `miss`: a forecast, of a model that was in memory, or of one that was not
+- the name of an error in errors.py, which has the status. `ClientLeftError`: while it sent its body
+- `InvalidBodyError`: 422 over HTTP; through a handle, and so from the portfolio and from gRPC, it
+  is `InvalidHistoryError`
+- `CancelledError`: nobody waited for the answer any more. The client left, or its time was up
+- another name: a bug, which HTTP answers with 500
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.serve.metrics import Counter, Histogram
+
+from forecast_service.errors import ServiceError
 
 COLD_LOAD_BOUNDS_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
@@ -23,16 +34,18 @@ class ServiceMetrics:
         )
         self._load_failures = Counter(
             "forecast_load_failures",
-            "Reads of the model store without a model to serve, by the error's name.",
-            tag_keys=("kind",),
+            "Reads of the model store without a model to serve, by the error's name, and by who "
+            "asked: a request; or the service, for pinned models and those in memory.",
+            tag_keys=("kind", "asked_by"),
         )
         self._cold_load_seconds = Histogram(
             "forecast_cold_load_seconds",
-            "From asking the store for a model to having it in memory.",
+            "From asking the store for a request's model to having it in memory.",
             boundaries=COLD_LOAD_BOUNDS_S,
         )
         self._reloads = Counter(
-            "forecast_reloads", "Models in memory that were replaced by a newer one of the store."
+            "forecast_reloads",
+            "Models that came into memory because the store had a newer one, or a first one.",
         )
 
     @contextmanager
@@ -41,22 +54,28 @@ class ServiceMetrics:
         outcome = "hit" if hit else "miss"
         try:
             yield
-        except BaseException as error:  # a client that has gone raises asyncio.CancelledError
+        except BaseException as error:  # asyncio.CancelledError is no Exception
             outcome = type(error).__name__
             raise
         finally:
             self._requests.inc(tags={"outcome": outcome})
 
     def record_load(self, elapsed_s: float, error: BaseException | None) -> None:
-        """Record that a load ended, after `elapsed_s` seconds, with a model or with an error."""
+        """Record that a load for requests ended, after `elapsed_s`, with a model or an error."""
         if error:
-            self._load_failures.inc(tags={"kind": type(error).__name__})
+            self._record_failure(error, "request")
         else:
             self._cold_load_seconds.observe(elapsed_s)
 
-    def record_reload(self, error: BaseException | None) -> None:
-        """Record that a model in memory was replaced, or could not be compared or replaced."""
+    def record_reload(self, error: ServiceError | None) -> None:
+        """Record that the service itself brought a model into memory, or could not.
+
+        In the latter case, the one that was there may have stayed.
+        """
         if error:
-            self._load_failures.inc(tags={"kind": type(error).__name__})
+            self._record_failure(error, "service")
         else:
             self._reloads.inc()
+
+    def _record_failure(self, error: BaseException, asked_by: str) -> None:
+        self._load_failures.inc(tags={"kind": type(error).__name__, "asked_by": asked_by})

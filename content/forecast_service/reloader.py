@@ -2,33 +2,55 @@
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from forecast_service.errors import StoreUnavailableError, UnknownCustomerError
+from forecast_service.errors import ServiceError, StoreUnavailableError, UnknownCustomerError
 from forecast_service.loader import ModelLoader
 
 CHECKS_AT_ONCE = 16
+RETRIES_AT_ONCE = 4  # beside those: a retry that hangs takes nobody else's place
 ROUNDS = 20  # in the time within which each model is checked
 SHORTEST, LONGEST = 0.7, 0.9  # of that time, between two checks; what is left is for two rounds
+MOST_PUT_OFF = 3  # times that the time between two checks of a customer doubles
 logger = logging.getLogger("ray.serve")
 
 
+@dataclass(slots=True)
+class _Turn:
+    """When a customer is checked, who has a model in memory, or has a place there without one."""
+
+    customer_id: str
+    has_model: bool
+    due_s: float  # on the event loop's clock
+    put_off: int = 0  # checks in a row without an answer, or without a model
+
+
 class ModelReloader:
-    """Compares each model that a loader has in memory with the store, and reloads what has changed.
+    """Compares what a loader holds with the store, and reloads what has changed.
 
     A check is one request, which the store answers without a body as long as nothing has changed.
+    Each model is checked every `check_s` seconds, at the latest. A customer is put off whom the
+    store does not answer for, or has no good model of: the time to the next check doubles with each
+    such check in a row, from `check_s` to eight times as much. These retries take no other's place.
+
+    A store that has answered no check for `check_s` is away. It is asked a few times a round, and
+    puts nobody off any further: within twice `check_s` of its return it is noticed, and within once
+    more each model is checked.
     """
 
     def __init__(
         self,
         loader: ModelLoader,
         check_s: float,
-        on_reload: Callable[[BaseException | None], None] = lambda error: None,
+        on_reload: Callable[[ServiceError | None], None] = lambda error: None,
     ):
         """Take a loader, and the seconds within which each of its models is checked.
 
-        `on_reload` is told of each new model, with None, and of each check that ended in an error.
+        `on_reload` is told of each model that comes into memory, with None, and of each check that
+        the store did not answer, or with a damaged model, with the error.
 
         Raises:
             ValueError: unless the time is more than 0 seconds.
@@ -37,56 +59,99 @@ class ModelReloader:
             raise ValueError(f"models are checked each {check_s} s: it takes more than 0")
         self._loader = loader
         self._check_s = check_s
+        self._round_s = check_s / ROUNDS
         self._on_reload = on_reload
-        self._due_s: dict[str, float] = {}  # by customer, on the event loop's clock
-        self._store_answers = True
+        self._turns: dict[tuple[str, bool], _Turn] = {}  # who gains or loses a model has a new one
+        self._silent_since_s: float | None = None  # when the first check failed since an answer
+        self._away = False
         self._random = random.Random()  # without a seed: replicas must not ask in step
 
     async def run(self) -> None:
-        """Check, round by round, until cancelled."""
-        while True:
-            await asyncio.sleep(self._check_s / ROUNDS)
-            self._due_s = {name: self._due_s.get(name) or self._in_s(0) for name in self._loader}
-            now_s = asyncio.get_running_loop().time()
-            due = [name for name, due_s in self._due_s.items() if due_s <= now_s]
-            late_s = max((now_s - self._due_s[name] for name in due), default=0)
-            if late_s > self._check_s and self._store_answers:
-                logger.warning(f"Checks of models are {late_s:.0f} s late: raise reload_check_s.")
-            in_turn = iter(due)
-            ends = await asyncio.gather(*(self._check(in_turn) for _ in range(CHECKS_AT_ONCE)))
-            failures = [end for end in ends if end]
-            if self._store_answers == bool(failures):
-                self._store_answers = not failures
-                if failures:
-                    logger.warning(f"Models in memory go on unchecked: {failures[0]}.")
-                else:
-                    logger.warning("Models in memory are checked again.")
+        """Check, round by round, until cancelled.
 
-    def _in_s(self, shortest: float = SHORTEST) -> float:
-        """Return when to check a model, if it has been checked, or loaded, now."""
+        Raises an ExceptionGroup of what no check is expected to raise, and stops at that.
+        """
+        first, again = asyncio.Semaphore(CHECKS_AT_ONCE), asyncio.Semaphore(RETRIES_AT_ONCE)
+        async with asyncio.TaskGroup() as checks:
+            while True:
+                await asyncio.sleep(self._round_s)
+                for place, turn in enumerate(self._due()):
+                    if place >= RETRIES_AT_ONCE and self._silent_s() > self._round_s:
+                        break  # the others stay due
+                    if turn.put_off and again.locked():
+                        continue  # it stays due
+                    room = again if turn.put_off else first
+                    await room.acquire()
+                    turn.due_s = math.inf  # it is at work
+                    checks.create_task(self._check(turn, room))
+
+    def _due(self) -> list[_Turn]:
+        """Return the turns that have come: least put off first, then longest due first."""
         now_s = asyncio.get_running_loop().time()
-        return now_s + self._random.uniform(shortest, LONGEST) * self._check_s
+        held = ((name, name in self._loader) for name in self._loader)
+        self._turns = {key: self._turns.get(key) or _Turn(*key, self._in_s(0)) for key in held}
+        due = [turn for turn in self._turns.values() if turn.due_s <= now_s]
+        late_s = max((now_s - turn.due_s for turn in due if not turn.put_off), default=0)
+        if late_s > self._check_s and self._silent_since_s is None:
+            logger.warning(f"Checks of models are {late_s:.0f} s late: raise reload_check_s.")
+        return sorted(due, key=lambda turn: (turn.put_off, turn.due_s))
 
-    async def _check(self, names: Iterator[str]) -> StoreUnavailableError | None:
-        """Check one customer after another. Stop at the store's first failure, and return it."""
-        for name in names:
-            loaded = name in self._loader  # otherwise somebody waits for this customer's first
-            check = self._loader.reload if loaded else self._loader.load
-            (outcome,) = await asyncio.gather(check(name), return_exceptions=True)
-            if loaded:
-                self._report(name, outcome)
-            if isinstance(outcome, StoreUnavailableError):
-                return outcome  # it stays due
-            self._due_s[name] = self._in_s()
-        return None
+    def _in_s(self, shortest: float = SHORTEST, put_off: int = 0) -> float:
+        """Return when to check a customer, if it has been checked, or loaded, now."""
+        now_s = asyncio.get_running_loop().time()
+        return now_s + self._random.uniform(shortest, LONGEST) * self._check_s * 2**put_off
 
-    def _report(self, name: str, outcome: bool | BaseException) -> None:
-        if isinstance(outcome, UnknownCustomerError):
-            logger.info(f"The model of {name} has left the store, and so memory.")
-        elif isinstance(outcome, BaseException):
-            self._on_reload(outcome)
-            if not isinstance(outcome, StoreUnavailableError):
-                logger.warning(f"Could not load {name} anew, its old model goes on: {outcome}.")
-        elif outcome:
+    async def _check(self, turn: _Turn, room: asyncio.Semaphore) -> None:
+        """Check a customer, say what came of it, and set its next turn."""
+        error, changed = None, False
+        try:
+            changed = await self._loader.reload(turn.customer_id)
+        except ServiceError as raised:
+            error = raised
+        finally:
+            room.release()
+        answered = not isinstance(error, StoreUnavailableError)
+        self._listen(None if answered else error)
+        self._report(turn, error, changed)
+        if answered and turn.has_model:
+            turn.put_off = 0
+        elif answered or not self._away:
+            turn.put_off = min(turn.put_off + 1, MOST_PUT_OFF)
+        turn.due_s = self._in_s(put_off=turn.put_off)
+
+    def _silent_s(self) -> float:
+        """Return for how long checks have failed, and none has been answered."""
+        since_s = self._silent_since_s
+        return 0 if since_s is None else asyncio.get_running_loop().time() - since_s
+
+    def _listen(self, failure: StoreUnavailableError | None) -> None:
+        """Note that the store has answered, or has not, and say so if that is news."""
+        if failure is None:
+            self._silent_since_s = None
+            if self._away:
+                self._away = False
+                self._turns.clear()  # everybody gets a turn within the time of a check
+                logger.warning("Models in memory are checked again.")
+        elif self._silent_since_s is None:
+            self._silent_since_s = asyncio.get_running_loop().time()
+        elif not self._away and self._silent_s() > self._check_s:
+            self._away = True
+            logger.warning(f"Models in memory go on unchecked: {failure}.")
+
+    def _report(self, turn: _Turn, error: ServiceError | None, changed: bool) -> None:
+        name = turn.customer_id
+        if isinstance(error, UnknownCustomerError):
+            if turn.has_model:
+                logger.info(f"The model of {name} has left the store, and so memory.")
+        elif isinstance(error, StoreUnavailableError):
+            self._on_reload(error)
+            if turn.put_off == 1 and not self._away:  # it is not the store, then, but this one
+                cause = error.__cause__ or ""
+                logger.warning(f"Could not check {name}, its model goes on: {error}. {cause}")
+        elif error:
+            self._on_reload(error)
+            goes_on = " anew, its old model goes on" if turn.has_model else ""
+            logger.warning(f"Could not load {name}{goes_on}: {error}.")
+        elif changed:
             self._on_reload(None)
             logger.info(f"Reloaded {name}.")

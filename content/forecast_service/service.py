@@ -35,6 +35,7 @@ DEPLOYMENT_OPTIONS = {  # where a service starts; a config file or .options() ch
     "graceful_shutdown_wait_loop_s": 0.5,  # between looks whether a replica's last request is done
     "logging_config": {"enable_access_log": False},  # a line per request would cost a third
 }
+RELOADER_FAILED = "Models in memory no longer follow the store: this replica is to be replaced."
 logger = logging.getLogger("ray.serve")
 
 
@@ -53,12 +54,11 @@ class ModelService(Generic[Model]):
         self.settings = settings
         self.tenants = Tenants.of(settings.tenant_key)
         self.metrics = ServiceMetrics()
+        self.store = ModelStore(settings, artifact)
         self.loader = ModelLoader(
-            ModelStore(settings, artifact),
-            from_bytes,
-            in_thread=in_thread,
-            on_loaded=self.metrics.record_load,
+            self.store, from_bytes, in_thread=in_thread, on_loaded=self.metrics.record_load
         )
+        self.reloading: asyncio.Task | None = None  # the event loop's own reference is a weak one
 
         @serve.multiplexed(max_num_models_per_replica=settings.models_per_replica)
         async def get_model(customer_id: str) -> Holder[Model]:
@@ -68,13 +68,30 @@ class ModelService(Generic[Model]):
         self.get_model = get_model
 
     async def start(self) -> None:
-        """Load the pinned models, and begin to follow the store."""
+        """Ask the store if all is well, load the pinned models, and begin to follow the store.
+
+        Raises:
+            FileNotFoundError: if the store does not exist.
+        """
+        await self.store.check()
         self.pinned = await asyncio.gather(*map(self._pin, self.settings.pinned_customers))
         if self.settings.reload_check_s:
             reloader = ModelReloader(
                 self.loader, self.settings.reload_check_s, self.metrics.record_reload
             )
             self.reloading = asyncio.create_task(reloader.run())
+            self.reloading.add_done_callback(_log_failure)
+
+    async def check_health(self) -> None:
+        """Fail once the reloader has failed: Ray Serve then replaces the replica.
+
+        Nothing else counts, the store least of all: models in memory are served without it.
+
+        Raises:
+            RuntimeError: if it has failed. Why is in the log.
+        """
+        if self.reloading and self.reloading.done() and not self.reloading.cancelled():
+            raise RuntimeError(RELOADER_FAILED)
 
     async def forecast(self, sequence_data: list[float], authorization: str | None = None) -> dict:
         """Answer as HTTP does, for the customer in `handle.options(multiplexed_model_id=...)`.
@@ -128,11 +145,17 @@ class ModelService(Generic[Model]):
         """Return what the replica holds a model in. Without the model, it starts all the same."""
         holder = self.loader.hold(customer_id)
         try:
-            await self.loader.load(customer_id)
+            await self.loader.reload(customer_id)
             await self.get_model(customer_id)  # tells the router
         except ServiceError as error:
+            self.metrics.record_reload(error)
             logger.warning(f"Not pinned yet: {error}")
         return holder
+
+
+def _log_failure(reloading: asyncio.Task) -> None:
+    if not reloading.cancelled():  # as when a replica ends
+        logger.error(RELOADER_FAILED, exc_info=reloading.exception())
 
 
 def create_service_api(title: str) -> FastAPI:

@@ -31,7 +31,7 @@ class GatedStore:
         await self.gate.wait()
         if self.error:
             raise self.error
-        return Artifact(b"", None)
+        return Artifact(b"", "tag")
 
 
 def make_loader(store: GatedStore) -> ModelLoader[Model]:
@@ -80,6 +80,23 @@ def test_a_model_is_in_memory_exactly_as_long_as_somebody_holds_it():
         assert "customer_1" not in loader
         await loader.load("customer_1")
         assert store.reads == ["customer_1", "customer_1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_pinned_model_is_in_memory_and_one_that_is_being_read_is_not():
+    """Which is what the service counts as a hit and as a miss."""
+
+    async def scenario():
+        store = GatedStore()
+        loader = make_loader(store)
+        pin = loader.hold("customer_1")
+        assert "customer_1" not in loader, "a place without a model is no hit"
+        first = asyncio.create_task(loader.load("customer_1"))
+        await store.expected_are_waiting.wait()
+        assert "customer_1" not in loader, "one who joins a read finds no model"
+        store.gate.set()
+        assert await first is pin and "customer_1" in loader
 
     asyncio.run(scenario())
 
