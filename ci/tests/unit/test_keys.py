@@ -168,6 +168,7 @@ WRONG_FILES = {
     "a phrase in capitals": (b"CHANGE_THIS_SECRET_BEFORE_YOU_DEPLOY", "not random"),
     "one character": (b"x" * 64, "not random"),
     "two characters": (b"01101001" * 8, "not random"),
+    "six characters": (b"fedcbaabdcfebeadfcbdfaecdabfecdfabce", "not random"),
     "a pattern": (b"0123456789abcdef" * 4, "not random"),
     "a setting": (f"SECRET={SECRETS[0]}".encode(), "is no secret"),
     "quoted": (f'"{SECRETS[0]}"'.encode(), "quotes"),
