@@ -114,14 +114,22 @@ def check_series(name: str, counts: np.ndarray, holdout_days: int = 0) -> np.nda
         raise ValueError(
             f"{name}: {len(series)} days are too few, at least {fewest} are wanted: {parts}"
         )
-    usable = (series >= FLOOR) & (np.abs(series) <= MAX_COUNT)  # false where there is no number
-    if not usable.all():
-        first = usable.argmin()
-        raise ValueError(
-            f"{name}: {(~usable).sum()} of {len(series)} days have no count from {FLOOR:g} to "
-            f"{MAX_COUNT:g}, the first is day {first + 1} with {series[first]:g}: fill gaps and "
-            "correct mistakes, or lower FLOOR in model.py if values below it are right"
-        )
+    gaps = ~np.isfinite(series)
+    outside = (series < FLOOR) | (np.abs(series) > MAX_COUNT)
+    for faulty, fault, advice in (
+        (gaps, "lack a finite value", "fill the gaps"),
+        (
+            outside,
+            f"are outside {max(FLOOR, -MAX_COUNT):g} to {MAX_COUNT:g}",
+            "correct them, or lower FLOOR in forecast_service/model.py for series of no counts",
+        ),
+    ):
+        if faulty.any():
+            first = faulty.argmax()
+            raise ValueError(
+                f"{name}: {faulty.sum()} of {len(series)} days {fault}, the first is day "
+                f"{first + 1} ({series[first]:g}): {advice}"
+            )
     return series
 
 
@@ -133,7 +141,7 @@ def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastMod
     Predictive Inference for Regression").
 
     Raises:
-        ValueError: if the series is too short, has a gap, or a value below FLOOR.
+        ValueError: if the series is too short, has a gap, or a value that is no count.
     """
     counts = check_series(customer_id, counts)
     lags, future = windows(counts[:-CALIBRATION_DAYS])

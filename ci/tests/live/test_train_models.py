@@ -81,8 +81,8 @@ def test_whatever_is_wrong_with_some_customers_is_said_and_the_others_are_traine
     good, series = customer_ids[:40], counts[50]  # more than a batch
     (tmp_path / "unwritable").write_bytes(b"a file where its folder would be")
     bad = [  # id, series, what is said of it
-        ("gap", with_value(series, 50, np.nan), "the first is day 51 with nan"),
-        ("late_gap", with_value(series, -1, np.nan), f"the first is day {len(dates)} with nan"),
+        ("gap", with_value(series, 50, np.nan), r"the first is day 51 \(nan\)"),
+        ("late_gap", with_value(series, -1, np.nan), rf"the first is day {len(dates)} \(nan\)"),
         ("returns", with_value(series, -5, -1), "FLOOR"),
         ("short", series[:216], "216 days are too few, at least 399 .* held out"),
         ("long", np.append(series, 1), f"{len(dates) + 1} counts for {len(dates)} dates"),
