@@ -106,7 +106,7 @@ class ModelLoader(Generic[Model]):
         except UnknownCustomerError:
             holder.model = holder.etag = None
             raise
-        if artifact is None or artifact.etag == holder.etag:  # a request may have read it meanwhile
+        if artifact is None:
             return False
         holder.etag = artifact.etag
         holder.model = await self._verify(artifact.data, customer_id)

@@ -71,30 +71,36 @@ class ModelReloader:
 
         Raises an ExceptionGroup of what no check is expected to raise, and stops at that.
         """
-        first, again = asyncio.Semaphore(CHECKS_AT_ONCE), asyncio.Semaphore(RETRIES_AT_ONCE)
-        async with asyncio.TaskGroup() as checks:
-            while True:
-                await asyncio.sleep(self._round_s)
-                for place, turn in enumerate(self._due()):
-                    if place >= RETRIES_AT_ONCE and self._silent_s() > self._round_s:
-                        break  # the others stay due
-                    if turn.put_off and again.locked():
-                        continue  # it stays due
-                    room = again if turn.put_off else first
-                    await room.acquire()
-                    turn.due_s = math.inf  # it is at work
-                    checks.create_task(self._check(turn, room))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_turns(tasks, CHECKS_AT_ONCE, retries=False))
+            tasks.create_task(self._take_turns(tasks, RETRIES_AT_ONCE, retries=True))
 
-    def _due(self) -> list[_Turn]:
-        """Return the turns that have come: least put off first, then longest due first."""
+    async def _take_turns(self, tasks: asyncio.TaskGroup, at_once: int, retries: bool) -> None:
+        room = asyncio.Semaphore(at_once)
+        while True:
+            await asyncio.sleep(self._round_s)
+            for place, turn in enumerate(self._due(retries)):
+                if place >= RETRIES_AT_ONCE and self._silent_s() > self._round_s:
+                    break  # the others stay due
+                await room.acquire()
+                turn.due_s = math.inf  # it is at work
+                tasks.create_task(self._check(turn, room))
+
+    def _due(self, retries: bool) -> list[_Turn]:
+        """Return the turns that have come, of those who are put off or of the others, in order."""
         now_s = asyncio.get_running_loop().time()
         held = ((name, name in self._loader) for name in self._loader)
         self._turns = {key: self._turns.get(key) or _Turn(*key, self._in_s(0)) for key in held}
-        due = [turn for turn in self._turns.values() if turn.due_s <= now_s]
-        late_s = max((now_s - turn.due_s for turn in due if not turn.put_off), default=0)
-        if late_s > self._check_s and self._silent_since_s is None:
+        due = [
+            turn
+            for turn in self._turns.values()
+            if turn.due_s <= now_s and bool(turn.put_off) == retries
+        ]
+        due.sort(key=lambda turn: turn.due_s)
+        late_s = now_s - due[0].due_s if due else 0
+        if late_s > self._check_s and not retries and self._silent_since_s is None:
             logger.warning(f"Checks of models are {late_s:.0f} s late: raise reload_check_s.")
-        return sorted(due, key=lambda turn: (turn.put_off, turn.due_s))
+        return due
 
     def _in_s(self, shortest: float = SHORTEST, put_off: int = 0) -> float:
         """Return when to check a customer, if it has been checked, or loaded, now."""
@@ -130,7 +136,9 @@ class ModelReloader:
             self._silent_since_s = None
             if self._away:
                 self._away = False
-                self._turns.clear()  # everybody gets a turn within the time of a check
+                for turn in self._turns.values():
+                    if turn.due_s < math.inf:  # else it is at work
+                        turn.due_s = self._in_s(0)
                 logger.warning("Models in memory are checked again.")
         elif self._silent_since_s is None:
             self._silent_since_s = asyncio.get_running_loop().time()

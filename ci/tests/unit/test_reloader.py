@@ -304,6 +304,27 @@ def test_unreadable_models_are_retried_apart_and_all_others_are_checked_in_time(
     assert len(said) == unreadable and all("Could not check" in line for line in said)
 
 
+def test_retries_that_hang_hold_up_nobody_else():
+    async def scenario():
+        store = Store(customers=100)
+        names = list(store.artifacts)
+        store.silence_s = 4 * CHECK_S
+        async with Replica(store) as replica:
+            held = [await replica.loader.load(name) for name in names]
+            store.silent_for = set(names[: 3 * CHECKS_AT_ONCE])
+            await asyncio.sleep(30 * CHECK_S)  # by then the store has failed each of them
+            began_s = now_s()
+            store.checks.clear()
+            await asyncio.sleep(40 * CHECK_S)
+            assert held and {name for _, name in store.checks} & store.silent_for
+        for name in names[3 * CHECKS_AT_ONCE :]:
+            assert max(gaps([began_s, *store.times_s(name), now_s()])) <= CHECK_S, (
+                f"{name} was not checked in time"
+            )
+
+    run(scenario)
+
+
 def test_models_that_are_unreadable_all_at_once_delay_no_other_check():
     async def scenario():
         store = Store(customers=200)
@@ -355,7 +376,7 @@ def test_while_the_store_is_down_it_is_not_asked_for_every_model(silence_s):
         async with Replica(store) as replica:
             held = [await replica.loader.load(name) for name in store.artifacts]
             await asyncio.sleep(CHECK_S)
-            for most in 250, 100, 100:
+            for most in 250, 170, 170:
                 store.silent_for = set(store.artifacts)
                 store.checks.clear()
                 await asyncio.sleep(CHECK_S)
@@ -472,6 +493,9 @@ def test_a_deleted_customer_in_the_cache_is_put_off_and_counts_as_no_requests_er
                 with pytest.raises(UnknownCustomerError):
                     await replica.loader.load("customer_0")
                 assert len(replica.loads) == 2 + load, "a request has to ask the store at once"
+            store.artifacts["customer_0"] = b"old"
+            await asyncio.sleep(LONGEST_S + store.delay_s)
+            assert cached.model.version == "old", "the same model came back, and is not noticed"
 
     run(scenario)
     assert sum("has left the store" in record.message for record in caplog.records) == 1
