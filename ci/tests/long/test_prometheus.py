@@ -55,7 +55,7 @@ ERRORS = {
         StoreUnavailableError,
     )
 }
-ERRORS["422"] = "RequestValidationError"
+ERRORS["422"] = "InvalidBodyError"
 METRICS_INTERVAL_S = 1
 MODELS_PER_REPLICA = 4
 OTHERS = [f"customer_{number:04d}" for number in range(1, 6)]
@@ -68,7 +68,7 @@ REQUESTS = "ray_forecast_requests_total"
 FAILURES = "ray_forecast_load_failures_total"
 BUCKETS = "ray_forecast_cold_load_seconds_bucket"
 COUNTERS = ASKED, LOADED, EVICTED, REQUESTS, FAILURES, BUCKETS
-SPLIT_BY = "outcome", "kind", "le"  # labels that tell one counter of a name from another
+SPLIT_BY = "outcome", "asked_by", "kind", "le"  # labels that tell a name's counters apart
 Totals = dict[tuple[str, ...], float]  # by name and by what SPLIT_BY says
 Values = dict[tuple[str, ...], float]  # by labels
 
@@ -173,11 +173,11 @@ class Phase:
     def expected(self) -> dict[str, Values]:
         """Return what the rules should say, by record."""
         forecasts = self.seen["hit"] + self.seen["miss"]
-        hits, errors = "ray_serve_multiplexed_hits", "ray_forecast_errors"
+        hits, errors = "ray_forecast_hits", "ray_forecast_errors"
         evictions = EVICTED.removesuffix("_total")
         cold_load = "deployment:ray_forecast_cold_load_seconds"
         return {
-            f"deployment:{hits}_per_requests:ratio_rate5m": {(): self.seen["hit"] / forecasts},
+            f"deployment:{hits}_per_forecasts:ratio_rate5m": {(): self.seen["hit"] / forecasts},
             "replica:ray_serve_num_multiplexed_models:sum": {(self.replica,): MODELS_PER_REPLICA},
             f"deployment:{evictions}:rate5m": self.rates(EVICTED),
             f"{cold_load}:p50_rate5m": self.quantile(0.5),
@@ -186,7 +186,7 @@ class Phase:
             f"deployment:{errors}_per_requests:ratio_rate5m": {
                 (): 1 - forecasts / self.seen.total()
             },
-            "deployment_kind:ray_forecast_load_failures:rate5m": self.rates(FAILURES),
+            "deployment_kind_asked_by:ray_forecast_load_failures:rate5m": self.rates(FAILURES),
         }
 
 
@@ -283,7 +283,7 @@ def test_requests_are_counted_by_what_the_clients_saw(phase):
 
 @pytest.mark.parametrize("status", ["404", "502", "503"])
 def test_a_load_that_fails_is_counted_by_its_kind(phase, status):
-    assert phase.added(FAILURES)[ERRORS[status],] == phase.seen[ERRORS[status]]
+    assert phase.added(FAILURES)["request", ERRORS[status]] == phase.seen[ERRORS[status]]
 
 
 def test_a_load_that_succeeds_is_a_miss(phase):

@@ -23,6 +23,7 @@ DASHBOARD = json.loads((CONTENT / "deploy" / "grafana_dashboard.json").read_text
 PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
 EXPORTED_AS = {"Counter": ["_total"], "Gauge": [""], "Histogram": ["_bucket", "_sum", "_count"]}
 OUTCOMES = {"hit", "miss"}
+CACHE_COUNTERS = "get_model_requests", "models_load"
 WORDS = {"and", "or", "unless", "offset", "bool"}
 NOT_A_METRIC = re.compile(  # strings, labels and their values, ranges, lists of labels
     r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)'
@@ -75,6 +76,13 @@ def test_every_error_that_is_asked_for_is_one_of_the_services(place):
     named = re.findall(r'(?:kind|outcome)\s*!?=~?\s*"([^"]*)"', EXPRESSIONS[place])
     for name in (name for names in named for name in names.split("|")):
         assert name in OUTCOMES or issubclass(getattr(errors, name), errors.ServiceError)
+
+
+@pytest.mark.parametrize("place", EXPRESSIONS)
+def test_hits_are_counted_by_the_service_itself(place):
+    """Ray Serve's cache takes pinned models for misses, and for hits whoever joins a load."""
+    of_the_cache = {f"ray_serve_multiplexed_{what}_counter_total" for what in CACHE_COUNTERS}
+    assert not names_in(EXPRESSIONS[place]) & of_the_cache
 
 
 def test_the_dashboard_is_small_and_draws_every_record():
