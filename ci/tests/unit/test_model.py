@@ -114,6 +114,7 @@ def test_a_series_that_repeats_weekly_has_no_mase_and_keeps_its_other_scores(cou
     assert scores.coverage > 0 and ("wape" in scores.existing()) == counts.any()
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_hold_out_of_zeros_has_no_wape_and_keeps_its_other_scores(series):
     closed = series.copy()
     closed[-HOLDOUT_DAYS:] = 0
