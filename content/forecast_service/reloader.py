@@ -137,8 +137,7 @@ class ModelReloader:
             if self._away:
                 self._away = False
                 for turn in self._turns.values():
-                    if turn.due_s < math.inf:  # else it is at work
-                        turn.due_s = self._in_s(0)
+                    turn.due_s = self._in_s(0)
                 logger.warning("Models in memory are checked again.")
         elif self._silent_since_s is None:
             self._silent_since_s = asyncio.get_running_loop().time()

@@ -5,13 +5,15 @@ import time
 from collections import defaultdict
 
 import pytest
-from live_service import SERVICE, artifact_of, right_answer
+from live_service import SERVICE, LogWatch, artifact_of, right_answer
 from ray import serve
 
 from forecast_service.artifact import from_bytes
+from forecast_service.service import DEPLOYMENT_OPTIONS, ModelService, create_service_api
+from forecast_service.settings import Settings
 from lab.chapter import NAMED
 from lab.cluster_metrics import totals, wait_for
-from lab.serving import log_lines, wait_until
+from lab.serving import launch, log_lines, wait_until
 from steady_load import Answer, SteadyLoad
 
 RELOAD_CHECK_S = 1
@@ -193,3 +195,36 @@ def test_while_the_store_is_down_old_models_go_on_and_new_ones_come_when_it_is_b
     with steady() as load:
         store.down = False
         wait_for_bodies(load, answers(retrained))
+
+
+def test_a_replica_whose_reloader_has_failed_is_replaced_and_says_why(
+    store, ask, retrained, session_dir
+):
+    @serve.deployment(**DEPLOYMENT_OPTIONS, health_check_period_s=0.5)
+    @serve.ingress(create_service_api("Forecasts, until a model is reloaded"))
+    class BrokenService(ModelService):
+        async def __init__(self, settings: Settings):
+            super().__init__(settings, from_bytes)
+            self.metrics.record_reload = self.fail
+            await self.start()
+
+        def fail(self, error: Exception | None) -> None:
+            raise ZeroDivisionError("a callback has a bug")
+
+    name, url, log = NAMED[1], f"{SERVICE}/broken", LogWatch(session_dir)
+    launch(BrokenService.bind(Settings(reload_check_s=RELOAD_CHECK_S)), "broken", "/broken")
+    first = ask(name, url=url)
+    assert first.status_code == 200
+
+    def answer_of_another():
+        """Return what the replica's successor answers, if there is one."""
+        answer = ask(name, url=url)
+        replica = answer.headers.get("X-Replica-Id", first.headers["X-Replica-Id"])
+        return answer if replica != first.headers["X-Replica-Id"] else None
+
+    store.artifacts[name] = retrained[name]
+    answer = wait_until(answer_of_another, "the replica is replaced", DEADLINE_S)
+    assert answer.json()["model_version"] == from_bytes(retrained[name], name).version
+    said = log.new("replica_broken_*.log")
+    assert said.count("Traceback") and said.count("ZeroDivisionError: a callback has a bug") == 1
+    serve.delete("broken")

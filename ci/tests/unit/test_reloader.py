@@ -409,6 +409,22 @@ def test_a_store_that_is_back_is_noticed_in_time_however_long_it_was_away(
     assert "go on unchecked" in away and "checked again" in back
 
 
+def test_the_part_of_a_store_that_comes_back_is_found_whoever_is_in_memory_longer():
+    async def scenario():
+        store = Store(customers=1000)
+        names = list(store.artifacts)
+        async with Replica(store) as replica:
+            holders = [await replica.loader.load(name) for name in names]
+            store.silent_for = set(names)
+            store.artifacts = dict.fromkeys(names, b"new")
+            await asyncio.sleep(30 * CHECK_S)
+            store.silent_for = set(names[:900])
+            await asyncio.sleep(20 * CHECK_S)
+            assert {holder.model.version for holder in holders[900:]} == {"new"}
+
+    run(scenario)
+
+
 def test_a_few_checks_are_at_work_at_a_time_and_no_request_waits_for_one():
     async def scenario():
         store = Store(customers=200)
