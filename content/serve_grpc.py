@@ -16,12 +16,17 @@ from forecast_service.replica import NO_ANSWER, TRY_AGAIN
 from forecast_service.service import DEPLOYMENT_OPTIONS
 from forecast_service.tokens import TENANT_HEADER
 
-GRPC_CODES = {
+GRPC_CODES = {  # of every status in errors.py
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
+    499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
     502: grpc.StatusCode.DATA_LOSS,
     503: grpc.StatusCode.UNAVAILABLE,
 }

@@ -11,7 +11,7 @@ import asyncio
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from ray import serve
 
 from forecast_service.contract import (
@@ -19,6 +19,7 @@ from forecast_service.contract import (
     TOKEN_PARAMETER,
     ForecastResponse,
     HandleProblem,
+    RequestBody,
     create_api,
     describe_responses,
     json_body,
@@ -26,19 +27,23 @@ from forecast_service.contract import (
 )
 from forecast_service.errors import MissingTokenError
 from forecast_service.model import HORIZON
+from forecast_service.proxy_guard import MAX_BODY_BYTES
 from forecast_service.replica import NO_ANSWER, TRY_AGAIN
 from forecast_service.service import DEPLOYMENT_OPTIONS
 from forecast_service.settings import TokenSettings
 from forecast_service.tokens import TENANT_HEADER, Tenants
 
 MAX_CUSTOMERS = 1000  # in a request
-FORECASTS_AT_ONCE = 100  # in all requests; the queue of the forecasters is well above it
+FORECASTS_AT_ONCE = 200  # in all requests: what a forecaster takes, with its queue left to others
 
 api = create_api("Forecasts of a portfolio of customers")
 
 
-class PortfolioRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class PortfolioRequest(RequestBody):
+    max_bytes = MAX_BODY_BYTES  # MAX_CUSTOMERS with the values that count, however many digits
+    max_fields = 2 * MAX_CUSTOMERS  # so many customers are counted, for a helpful answer
+    max_values = max_bytes // 2  # that is, any number that has the room
+    wanted = f"an object with histories, an object of at most {MAX_CUSTOMERS} fields, and no more"
 
     histories: dict[str, Any] = Field(
         min_length=1,

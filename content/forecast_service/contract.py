@@ -1,9 +1,8 @@
 """What goes over HTTP: the request, the response, and an answer to whatever goes wrong."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -11,30 +10,36 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
-from pydantic_core import from_json
 
 from forecast_service.customer_ids import CUSTOMER_ID, MODEL_ID_HEADER
 from forecast_service.errors import (
     BodyTooLargeError,
     BodyTooSlowError,
+    ClientLeftError,
     CorruptModelError,
     ForbiddenCustomerError,
     InvalidCustomerIdError,
     InvalidHistoryError,
+    LostBodyError,
     MissingTokenError,
     ServiceError,
     StoreUnavailableError,
     UnknownCustomerError,
+    UnsupportedEncodingError,
 )
 from forecast_service.model import COVERAGE, HORIZON, LAGS, SEASON, Forecast, extend_history
-from forecast_service.proxy_guard import MAX_BODY_BYTES
 from forecast_service.tokens import TENANT_HEADER
 
 MAX_HISTORY = 10_000  # values in a request: 27 years of days
 MAX_VALUE = 1e12  # beyond it a value is a mistake, and sums of them come near what a float can hold
+MAX_VALUE_BYTES = 40  # 24 of the longest float, the rest for a comma, a line end and its indent
 MAX_FAULTS = 10  # reported of one request
+MAX_QUOTED = 64  # characters of a name that a client has sent
 BODY_TIMEOUT_S = 10  # for the whole of a body
-Body = TypeVar("Body", bound=BaseModel)
+MIN_FIELD_BYTES = 5  # `"":1,`
+OPENERS = b'"', b"[", b"{"
+NUMBERS_AND_SPACE = b"0123456789+-.eE \t\r\n"
+Body = TypeVar("Body", bound="RequestBody")
 
 
 class Forecaster(Protocol):
@@ -46,8 +51,26 @@ class Forecaster(Protocol):
     def predict(self, lags: np.ndarray) -> Forecast: ...
 
 
-class ForecastRequest(BaseModel):
+class RequestBody(BaseModel):
+    """A body of known fields, and how much of what costs time a good one can have.
+
+    Pydantic collects an error for each unknown field, and JSON is parsed to its end whatever is
+    wrong with its beginning: what has more than this is refused before.
+    """
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    max_bytes: ClassVar[int]
+    max_fields: ClassVar[int]  # of all objects in it
+    max_values: ClassVar[int]  # of all lists and objects in it, these themselves included
+    wanted: ClassVar[str]  # after "Input should be "
+
+
+class ForecastRequest(RequestBody):
+    max_bytes = MAX_HISTORY * MAX_VALUE_BYTES
+    max_fields = 100  # so many unknown ones are named, ...
+    max_values = 2 * MAX_HISTORY  # ... and so many values are counted, for a helpful answer
+    wanted = f"an object with sequence_data, a list of at most {MAX_HISTORY} numbers, and no more"
 
     sequence_data: Annotated[
         list[Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]],
@@ -104,8 +127,9 @@ class InvalidBody(BaseModel):
 
 def respond(model: Forecaster, request: ForecastRequest) -> ForecastResponse:
     """Return a model's answer to a request."""
-    history = np.array(request.sequence_data)
-    forecast, lower, upper = model.predict(extend_history(history))
+    history = request.sequence_data
+    lags = extend_history(np.array(history[-LAGS:]))  # to convert 10 000 values takes a while
+    forecast, lower, upper = model.predict(lags)
     return ForecastResponse(
         customer_id=model.customer_id,
         forecast=forecast.tolist(),
@@ -116,53 +140,110 @@ def respond(model: Forecaster, request: ForecastRequest) -> ForecastResponse:
     )
 
 
+class InvalidBodyError(RequestValidationError):
+    """The body is not what is wanted: its errors() say where, and what is."""
+
+
 async def read_body(request: Request, model: type[Body]) -> Body:
-    """Parse a request's body, whatever its content type says.
+    """Parse a request's body, whatever its headers say of it.
 
     Raises:
-        BodyTooLargeError: if it is over MAX_BODY_BYTES.
+        BodyTooLargeError: if it is over the `max_bytes` of `model`.
         BodyTooSlowError: if it takes over BODY_TIMEOUT_S.
-        RequestValidationError: if it is not what `model` takes.
+        ClientLeftError: if it ends before it is complete.
+        UnsupportedEncodingError: if it is compressed.
+        LostBodyError: if the server has dropped it.
+        InvalidBodyError: if it is not what `model` takes.
     """
-    body = bytearray()
+    body, complete = bytearray(), False
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):  # who sends nothing would hold a place
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise BodyTooLargeError(f"a body is at most {MAX_BODY_BYTES} bytes")
+            while not complete:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeftError("the client left before its body was complete")
+                body += message.get("body", b"")
+                if len(body) > model.max_bytes:
+                    raise BodyTooLargeError(f"a body is at most {model.max_bytes} bytes")
+                complete = not message.get("more_body", False)
     except TimeoutError:
         raise BodyTooSlowError(f"the body did not arrive in {BODY_TIMEOUT_S} s") from None
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        located = [fault | {"loc": ("body", *fault["loc"])} for fault in faults[:MAX_FAULTS]]
-        raise RequestValidationError(located) from None
-
-
-class JsonRequest(Request):
-    """A request whose body is JSON or a fault that FastAPI answers with 422, whatever it holds."""
-
-    async def json(self) -> object:
+    if is_crowded(body, model):
+        faults = [{"type": "crowded", "loc": ("body",), "msg": f"Input should be {model.wanted}"}]
+    else:
         try:
-            return from_json(await self.body())
-        except ValueError as error:
-            raise json.JSONDecodeError(str(error), "", 0) from None
+            return model.model_validate_json(body)
+        except ValidationError as error:
+            faults = locate_faults(error)
+    require_intact(request, body)
+    raise InvalidBodyError(faults)
+
+
+def require_intact(request: Request, body: bytearray) -> None:
+    """Raise UnsupportedEncodingError or LostBodyError, if that is why a body is not right."""
+    encodings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
+    for encoding in map(str.strip, encodings):
+        if encoding not in ("", "identity"):
+            raise UnsupportedEncodingError(
+                f"Content-Encoding: {encoding[:MAX_QUOTED]} is not taken: send the body as it is"
+            )
+    upgrade = request.headers.get("upgrade")
+    if upgrade and not body:
+        raise LostBodyError(
+            f"no body: the server drops that of a request with Upgrade: {upgrade[:MAX_QUOTED]}. "
+            "Send it without this header, in HTTP/1.1 (in Java, HttpClient.newBuilder()"
+            ".version(HttpClient.Version.HTTP_1_1))"
+        )
+
+
+def is_crowded(body: bytearray, model: type[RequestBody]) -> bool:
+    """Return whether a body has more fields or values than a good one can, without parsing it."""
+    if max(map(body.rfind, OPENERS)) < MIN_FIELD_BYTES * model.max_fields:
+        return body.count(b",") > model.max_values  # as in a good one, all else is in the beginning
+    marks = body.translate(None, NUMBERS_AND_SPACE)
+    values = sum(map(marks.count, (b",", b"[", b"{")))
+    return marks.count(b'":') > model.max_fields or values > model.max_values
+
+
+def locate_faults(error: ValidationError) -> list[dict]:
+    """Return where a body is at fault, and what is wanted there: at most MAX_FAULTS times."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    for fault in faults[:MAX_FAULTS]:
+        names = (part if isinstance(part, int) else part[:MAX_QUOTED] for part in fault["loc"])
+        fault["loc"] = ("body", *names)
+        if fault["type"] == "json_invalid":
+            fault["msg"] += ". Input should be JSON in UTF-8"
+    return faults[:MAX_FAULTS]
+
+
+class ParsedRequest(Request):
+    """A request whose body FastAPI takes from read_body()."""
+
+    def __init__(self, request: Request, parsed: RequestBody):
+        # FastAPI asks for json() only if a content type says so, or if there is none
+        headers = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+        super().__init__(request.scope | {"headers": headers}, request.receive)
+        self._parsed = parsed
+
+    async def body(self) -> bytes:
+        return b"{}"  # not empty: there is one
+
+    async def json(self) -> RequestBody:
+        return self._parsed
 
 
 class JsonRoute(APIRoute):
-    """A route of FastAPI's own kind, with typed parameters, that reads a JsonRequest.
-
-    FastAPI would take a body for JSON only if its content type says so: here it need not.
-    """
+    """A route of FastAPI's own kind, with typed parameters, whose body comes from read_body()."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
         handle = super().get_route_handler()
+        kinds = [kind for kind in get_type_hints(self.endpoint).values() if isinstance(kind, type)]
+        model = next((kind for kind in kinds if issubclass(kind, RequestBody)), None)
+        if model is None:
+            return handle
 
         async def handle_json(request: Request) -> Response:
-            headers = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
-            return await handle(JsonRequest(request.scope | {"headers": headers}, request.receive))
+            return await handle(ParsedRequest(request, await read_body(request, model)))
 
         return handle_json
 
@@ -208,10 +289,14 @@ def describe(error: ServiceError) -> dict[str, int | str]:
 
 def describe_responses(*errors: type[ServiceError]) -> dict[int | str, dict]:
     """Return the OpenAPI description of errors, and of a body that is not wanted."""
-    return {
-        422: {"model": InvalidBody, "description": "The body is not what is wanted, and where."},
-        **{error.status: {"model": Problem, "description": error.__doc__} for error in errors},
+    described = {
+        422: {"model": InvalidBody, "description": "The body is not what is wanted, and where."}
     }
+    for error in errors:
+        before = described.get(error.status, {}).get("description")
+        words = f"{before} Or: {error.__doc__}" if before else error.__doc__
+        described[error.status] = {"model": Problem, "description": words}
+    return described
 
 
 def json_body(model: type[BaseModel]) -> dict:
@@ -235,7 +320,7 @@ TOKEN_PARAMETER = {
     "description": "`Bearer <token>`: wanted if the service was started with a tenant_key.",
     "schema": {"type": "string"},
 }
-BODY_ERRORS = BodyTooSlowError, BodyTooLargeError
+BODY_ERRORS = LostBodyError, BodyTooSlowError, BodyTooLargeError, UnsupportedEncodingError
 TOKEN_ERRORS = MissingTokenError, ForbiddenCustomerError
 FORECAST_ROUTE = {  # of FastAPI's post(): what both services document alike
     "path": "/",
@@ -244,13 +329,17 @@ FORECAST_ROUTE = {  # of FastAPI's post(): what both services document alike
     "response_model": ForecastResponse,
     "response_model_exclude_none": True,
     "responses": describe_responses(
-        InvalidCustomerIdError, UnknownCustomerError, CorruptModelError, StoreUnavailableError
+        InvalidCustomerIdError,
+        UnknownCustomerError,
+        *BODY_ERRORS,
+        CorruptModelError,
+        StoreUnavailableError,
     ),
     "openapi_extra": {"parameters": [MODEL_ID_PARAMETER]},
 }
 PRODUCTION_ROUTE = {
     **FORECAST_ROUTE,
-    "responses": FORECAST_ROUTE["responses"] | describe_responses(*BODY_ERRORS, *TOKEN_ERRORS),
+    "responses": FORECAST_ROUTE["responses"] | describe_responses(*TOKEN_ERRORS),
     "openapi_extra": {
         "parameters": [MODEL_ID_PARAMETER, TOKEN_PARAMETER],
         "requestBody": json_body(ForecastRequest),

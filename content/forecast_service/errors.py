@@ -46,6 +46,13 @@ class StoreUnavailableError(ServiceError):
     headers: ClassVar = {"Retry-After": str(RETRY_AFTER_S)}
 
 
+class LostBodyError(ServiceError):
+    """The server has dropped the body, as it does in a request that asks for an `Upgrade`."""
+
+    status = 400
+    headers: ClassVar = {"Connection": "close"}  # what follows on it may be that body
+
+
 class BodyTooSlowError(ServiceError):
     """The body takes too long to arrive."""
 
@@ -57,6 +64,19 @@ class BodyTooLargeError(ServiceError):
     """The body is too large."""
 
     status = 413
+
+
+class UnsupportedEncodingError(ServiceError):
+    """The body is compressed."""
+
+    status = 415
+    headers: ClassVar = {"Accept-Encoding": "identity"}  # as RFC 9110 has it, section 15.5.16
+
+
+class ClientLeftError(ServiceError):
+    """The client left before its body was complete: nobody gets this answer."""
+
+    status = 499  # no standard has one; nginx logs this
 
 
 class MissingTokenError(ServiceError):

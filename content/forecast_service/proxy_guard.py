@@ -6,8 +6,11 @@ answers requests that find its queue full; and has no answer for those of a repl
 loads this guard if Ray is started with
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=forecast_service.proxy_guard:middlewares
+
+The guard then stands before every application of the cluster, whoever's it is.
 """
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +25,7 @@ DECODED_HEADERS = (
     b"x_session_id",
 )
 MAX_HEADER_BYTES = 16 * 1024  # of all names and values
-MAX_BODY_BYTES = 1024 * 1024  # four times what the longest history takes
+MAX_BODY_BYTES = 1024 * 1024  # of any application; the forecasters' own limit is lower
 UNAVAILABLE = "the service is overloaded, or has just lost a replica: try again"
 
 
@@ -47,7 +50,8 @@ class RefuseBadHeaders:
 class RefuseLargeBodies:
     """ASGI middleware that reads a body no further than MAX_BODY_BYTES, and answers 413.
 
-    It is for every application behind the proxy: raise the limit for one that takes more.
+    An application cannot do that: the proxy takes in what it does not read. The limit is for every
+    application behind the proxy: raise it where one of them takes more.
     """
 
     def __init__(self, app: ASGIApp):
@@ -72,14 +76,15 @@ class RefuseLargeBodies:
 
         await self._app(scope, read, pass_on)
         if not answered and read_bytes > MAX_BODY_BYTES:
-            problem = {"detail": f"a body is at most {MAX_BODY_BYTES} bytes"}
+            problem = {"detail": f"the proxy takes at most {MAX_BODY_BYTES} bytes of a body"}
             await JSONResponse(problem, 413)(scope, receive, send)
 
 
 class SayWhenToRetry:
     """ASGI middleware that answers 503 where the proxy gives no answer, or one for people only.
 
-    Forecasting changes nothing, so a client may always ask again.
+    Forecasting changes nothing, so a client may always ask again. It replaces a 503 in plain text
+    that is an application's own, too.
     """
 
     def __init__(self, app: ASGIApp):
@@ -93,8 +98,8 @@ class SayWhenToRetry:
         async def pass_on(message: Message) -> None:
             nonlocal answered
             if message["type"] == "http.response.start":
-                plain = any(value.startswith(b"text/plain") for _, value in message["headers"])
-                answered = not (message["status"] == 503 and plain)
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                answered = not (message["status"] == 503 and kind.startswith("text/plain"))
             if answered:
                 await send(message)
 

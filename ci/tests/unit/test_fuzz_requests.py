@@ -34,11 +34,11 @@ from forecast_service.errors import (
     UnknownCustomerError,
 )
 from forecast_service.model import HORIZON, SEASON
-from forecast_service.proxy_guard import MAX_BODY_BYTES
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
 from fuzzing import fuzz, json_values
 
+MAX_BYTES = ForecastRequest.max_bytes
 MODEL = from_bytes(ARTIFACT, "customer_123")
 HOSTILE = ["..", ".", "/", "\\", "%2e", "%2f", "\0", "\n", "\r", "~", ":", "file://", "*", " "]
 HOSTILE += ["é", "\uff0e", "\uff0f", "\u202e", "\udce9", "a", "customer_123", "model.safetensors"]
@@ -166,15 +166,15 @@ def damaged_json(draw) -> bytes:
 
 
 @fuzz
-@given(damaged_json() | st.binary(max_size=300) | st.just(b"[" * MAX_BODY_BYTES + b"["))
+@given(damaged_json() | st.binary(max_size=300) | st.just(b"[" * MAX_BYTES + b"["))
 def test_a_body_of_any_bytes_is_a_good_request_or_a_named_error(body):
     try:
         request = read(body)
     except RequestValidationError as error:
-        assert len(body) <= MAX_BODY_BYTES
+        assert len(body) <= MAX_BYTES
         require_named_faults(error)
     except BodyTooLargeError:
-        assert len(body) > MAX_BODY_BYTES
+        assert len(body) > MAX_BYTES
     else:
         require_answer(request)
 
