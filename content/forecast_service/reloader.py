@@ -152,7 +152,7 @@ class ModelReloader:
                 logger.info(f"The model of {name} has left the store, and so memory.")
         elif isinstance(error, StoreUnavailableError):
             self._on_reload(error)
-            if turn.put_off == 1 and not self._away:  # it is not the store, then, but this one
+            if turn.has_model and turn.put_off == 1 and not self._away:  # so it is not the store
                 cause = error.__cause__ or ""
                 logger.warning(f"Could not check {name}, its model goes on: {error}. {cause}")
         elif error:
