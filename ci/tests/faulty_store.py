@@ -1,4 +1,4 @@
-"""An HTTP object store on loopback whose answers a test decides."""
+"""An object store on loopback, by plain HTTP or S3's API, whose answers a test decides."""
 
 import asyncio
 import hashlib
@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+DENIED = 403, "AccessDenied", "Access Denied"
+SECRET = "of-the-tests"
+
 
 class FaultyStore:
     """Serves `artifacts`, and fails as it is told to."""
@@ -16,6 +19,9 @@ class FaultyStore:
         self.artifacts: dict[str, bytes] = {}  # by customer id
         self.delay_s = 0.0
         self.down = False
+        self.refusal: tuple[int, str, str] | None = None  # status, code and message of each answer
+        self.may_list = True  # if not, it denies what does not exist, as S3 does
+        self.has_tags = True
         self.most_at_once = 0  # requests under way since the last repair
         self._under_way: list[web.Request] = []
         self.reads = Counter()  # requests for an artifact, by customer id
@@ -28,13 +34,15 @@ class FaultyStore:
     def repair(self, artifacts: Mapping[str, bytes]) -> None:
         """Answer at once again, with these artifacts, and begin to count anew."""
         self.artifacts, self.delay_s, self.down = dict(artifacts), 0.0, False
+        self.refusal, self.may_list, self.has_tags = None, True, True
         self.most_at_once, self._under_way = 0, []  # earlier ones may go on
         for count in self.reads, self.checks, self.bodies:
             count.clear()
 
     async def _serve(self) -> None:
         app = web.Application()
-        app.router.add_get("/{customer_id}/model.safetensors", self._get)
+        app.router.add_get("/{bucket}", self._list)
+        app.router.add_get("/{prefix:(.+/)?}{customer_id:[^/]+}/model.safetensors", self._get)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -56,12 +64,31 @@ class FaultyStore:
             under_way.remove(request)
         if self.down:
             return web.Response(status=500)
+        if self.refusal:
+            return refuse(*self.refusal)
         data = self.artifacts.get(customer_id)
         if data is None:
-            return web.Response(status=404)
+            return web.Response(status=404) if self.may_list else refuse(*DENIED)
         etag = f'"{hashlib.md5(data).hexdigest()}"'  # as S3 does, so the same bytes have the same
-        headers = {"ETag": etag, "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
-        if known == etag:
+        tag = {"ETag": etag} if self.has_tags else {}
+        headers = tag | {"Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
+        if known == etag and self.has_tags:
             return web.Response(status=304, headers=headers)
         self.bodies[customer_id] += 1
         return web.Response(body=data, headers=headers)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        if self.refusal or not self.may_list:
+            return refuse(*self.refusal or DENIED)
+        about = "<LastModified>2025-01-01T00:00:00.000Z</LastModified><Size>1</Size>"
+        prefix = request.query["prefix"]
+        keys = [f"<Key>{prefix}{name}/model.safetensors</Key>" for name in self.artifacts]
+        found = "".join(f"<Contents>{key}{about}</Contents>" for key in keys)
+        return web.Response(text=f"<ListBucketResult>{found}</ListBucketResult>")
+
+
+def refuse(status: int, code: str, message: str) -> web.Response:
+    """Answer as S3 does, which repeats a token that it does not take."""
+    error = f"<Code>{code}</Code><Message>{message}</Message><Token-0>{SECRET}</Token-0>"
+    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{error}</Error>'
+    return web.Response(status=status, text=text, content_type="application/xml")

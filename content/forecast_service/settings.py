@@ -9,24 +9,49 @@ of replicas, their CPUs, their limits and their log level are settings of Ray Se
 
 Settings are read where the application is built, and travel to the replicas as an argument: no
 secret is among them. A store's credentials (AWS_ACCESS_KEY_ID and its kin, AWS_ENDPOINT_URL,
-AWS_ALLOW_HTTP=true for plain http) are read in the replica.
+AWS_ALLOW_HTTP=true for plain http) are read in the replica, and refused there, by name, if they
+cannot be used.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from pydantic import Field, PositiveInt, field_validator
+import obstore
+from obstore.exceptions import BaseError
+from pydantic import AnyHttpUrl, Field, PositiveInt, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from forecast_service.customer_ids import check_customer_id
 from forecast_service.errors import InvalidCustomerIdError
 
 HOME = Path(__file__).resolve().parents[1]  # where relative paths begin, whoever asks from wherever
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
+VARIABLES = {
+    "s3": "AWS_",
+    "gcs": "GOOGLE_",
+    "azure": "AZURE_",
+}  # that obstore reads
+ADDRESSES = (  # those of them that it builds its requests' URLs from
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_METADATA_ENDPOINT",
+    "AZURE_AUTHORITY_HOST",
+    "GOOGLE_BASE_URL",
+)
 
 
 class _Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, validate_default=True, str_strip_whitespace=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        str_strip_whitespace=True,
+        hide_input_in_errors=True,  # which are logged: one may have put a secret there
     )
 
 
@@ -47,17 +72,86 @@ class StoreSettings(_Settings):
 
     @field_validator("model_store")
     @classmethod
-    def make_absolute(cls, url: str) -> str:
+    def make_absolute(cls, place: str) -> str:
         """Turn a path into a URL: a replica may run where the working directory is another."""
-        return url if "://" in url else (HOME / url).resolve().as_uri()
+        if is_quoted(place):
+            raise ValueError("take the quotes around it away")
+        scheme, colon, rest = place.partition(":")
+        if not (colon and SCHEME.fullmatch(scheme)):
+            return path_url(place)
+        parts = urlsplit(place)
+        user, at, _ = (parts.netloc or place).rpartition("@")
+        of_azure = scheme.lower().startswith("abfs") and ":" not in user  # container@account
+        if parts.query or parts.fragment or (at and not of_azure):
+            raise ValueError(
+                "a URL with a user, a password, a '?' or a '#' in it: a store's credentials belong "
+                "in variables such as AWS_ACCESS_KEY_ID, and not in a setting, which others can see"
+            )
+        try:
+            kind = obstore.parse_scheme(place)
+        except (BaseError, ValueError):
+            raise ValueError(
+                f"{place} is not the URL of a store, as are s3://bucket/prefix, gs://..., az://... "
+                "and file:///folder; a folder with such a name is ./name"
+            ) from None
+        if kind == "local":
+            if not parts.path.startswith("/"):
+                raise ValueError(f"{place} has no absolute path, as file:///folder has")
+            return path_url(url2pathname(parts.path))
+        return f"{scheme.lower()}:{rest}"
+
+
+def path_url(path: str) -> str:
+    """Return the URL of a path, which begins in HOME unless it is absolute or begins with '~'.
+
+    Raises:
+        ValueError: if '~' is nobody's home.
+    """
+    try:
+        return (HOME / Path(path).expanduser()).resolve().as_uri()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def is_quoted(value: str) -> bool:
+    """Return whether a value came with the quotes of a file that takes them literally."""
+    return len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]
 
 
 def check_store_variables(kind: str) -> None:
-    """Refuse variables that a store of a kind, as obstore.parse_scheme() has it, cannot use.
+    """Refuse what obstore would end a request with a panic for, or send as it stands.
+
+    `kind` is a store's, by obstore.parse_scheme(). A key of Google's that is JSON may have line
+    breaks.
 
     Raises:
-        ValueError: names the variable, without its value.
+        ValueError: names the variable. Its value may be a secret, and is not shown.
     """
+    for name, value in os.environ.items():
+        fault = None
+        if kind not in VARIABLES or not name.startswith(VARIABLES[kind]):
+            continue
+        if kind == "gcs" and value.lstrip().startswith("{"):
+            continue
+        if value != value.strip():
+            fault = "has blanks or a line break around its value: take them away"
+        elif is_quoted(value):
+            fault = "has quotes around its value: take them away"
+        elif not value.isprintable():
+            fault = "has a line break or another invisible character in its value"
+        elif name in ADDRESSES and not is_address(value):
+            fault = "is not an address such as https://host:9000, with no user, '?' or '#' in it"
+        if fault:
+            raise ValueError(f"the environment's {name} {fault}")
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an http(s) URL, of no more than host, port and path."""
+    try:
+        url = TypeAdapter(AnyHttpUrl).validate_python(text)
+    except ValidationError:
+        return False
+    return not (url.username or url.password or url.query or url.fragment)
 
 
 class TokenSettings(_Settings):
@@ -107,10 +201,10 @@ class Settings(StoreSettings, TokenSettings):
     @field_validator("pinned_customers")
     @classmethod
     def check_ids(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Refuse what cannot be a customer's id."""
+        """Refuse what cannot be a customer's id, and take one that is named twice once."""
         for name in names:
             try:
                 check_customer_id(name)
             except InvalidCustomerIdError as error:
                 raise ValueError(f"{name!r}: {error}") from None
-        return names
+        return tuple(dict.fromkeys(names))

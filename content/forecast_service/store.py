@@ -29,6 +29,7 @@ STATUS = re.compile(r"status code: (\d{3})[^:]*")
 CODE, MESSAGE = re.compile(r"<Code>(.*?)</Code>"), re.compile(r"<Message>(.*?)</Message>", re.S)
 INNERMOST = re.compile(r'"[^"\n]+"|\b[A-Z]\w+')
 NO_SUCH_STORE = "NoSuchBucket", "ContainerNotFound"  # S3 and Google, Azure
+HOPELESS = "BadScheme", "RustPanic"  # as long as a replica lives: it reads its environment once
 ADVICE = {  # what to do, by a store's code; without an entry here a code is logged all the same
     "AccessDenied": "Allow s3:GetObject on the objects and s3:ListBucket on the bucket. Without "
     "s3:ListBucket, S3 denies what does not exist: each unknown customer is a 503, and a deleted "
@@ -39,7 +40,10 @@ ADVICE = {  # what to do, by a store's code; without an entry here a code is log
     "ExpiredToken": "Renew the credentials, and restart: replicas read them when they start",
     "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID",
     "InvalidObjectState": "Restore the object, and let no lifecycle rule archive models",
+    "NoCredentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
     "RequestTimeTooSkewed": "Set the clock of this machine",
+    "RustPanic": "obstore can make no request of what it was given: see stderr, and check "
+    "the variables for the store, and the files that they name",
     "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY",
 }
 logger = logging.getLogger("ray.serve")
@@ -72,8 +76,11 @@ class StoreFault(Exception):
             said = said[: answer.end()]
         else:
             self.status = None
-            self.code = (INNERMOST.findall(debug) or [type(error).__name__])[-1].strip('"')
-            found = [self.code]
+            words = INNERMOST.findall(re.sub(r'path: ".*"', "", debug))
+            self.code = words[-1].strip('"') if words else type(error).__name__
+            found = [] if self.code in said else [self.code]
+        if "/latest/api/token" in said:  # what obstore asks the machine for if it was given none
+            self.code = "NoCredentials"
         said = re.sub(r"\?\S*", "", said.partition("\n")[0])  # a URL's query may hold a signature
         super().__init__(" ".join(": ".join([said.strip(" :"), *found]).split()).rstrip("."))
 
@@ -142,17 +149,21 @@ class ModelStore:
 
         Raises:
             FileNotFoundError: if the store does not exist.
+            ValueError: if it can never be asked with the variables of this environment.
         """
         try:
             await self._get(PROBE)
         except UnknownCustomerError:
             pass
         except StoreUnavailableError as error:
-            if self._is_missing(error.__cause__):
+            fault = error.__cause__
+            if isinstance(fault, StoreFault) and self._is_missing(fault):
                 raise FileNotFoundError(
-                    f"the model store {self.url} does not exist: create it, or name another one "
-                    f"in MODEL_STORE. {error.__cause__}"
+                    f"the model store {self.url} does not exist: create it, or name another one in "
+                    f"MODEL_STORE. {fault}"
                 ) from None
+            if isinstance(fault, StoreFault) and fault.code in HOPELESS:
+                raise ValueError(f"{fault}. {ADVICE[fault.code]}") from None
             return
         else:
             logger.warning(
@@ -253,7 +264,10 @@ class ModelStore:
             late = f"the model store did not answer in {self._timeout_s:g} s"
             self._say(late, "TimeoutError")
             raise StoreUnavailableError(late) from error
-        except (BaseError, OSError) as error:
+        except Exception as error:
+            # No class is exported for a panic of obstore's. It must not reach a client as a 500.
+            if not isinstance(error, BaseError | OSError) and type(error).__name__ != "RustPanic":
+                raise
             fault = StoreFault(error)
             wrong = "does not answer"
             if self._is_missing(fault):

@@ -42,6 +42,17 @@ def test_a_service_that_is_told_nothing_has_sound_settings():
         ("reload_check_s", "inf", "finite number"),
         ("reload_check_s", "nan", "finite number"),
         ("model_store", " ", "at least 1 character"),
+        ("model_store", '"s3://bucket"', "take the quotes around it away"),
+        ("model_store", "'models'", "take the quotes around it away"),
+        ("model_store", "s3:/bucket", "s3:/bucket is not the URL of a store"),
+        ("model_store", "s3:bucket", "s3:bucket is not the URL of a store"),
+        ("model_store", "s3://", "s3:// is not the URL of a store"),
+        ("model_store", "gcs://bucket", "gs://..., az://..."),
+        ("model_store", "s4://bucket", "s4://bucket is not the URL of a store"),
+        ("model_store", "models:v2", "a folder with such a name is ./name"),
+        ("model_store", "file://models", "file:///folder"),
+        ("model_store", "file:models", "no absolute path"),
+        ("model_store", "~nobody-of-that-name/models", "~nobody-of-that-name/models"),
         ("tenant_key", "", "name a file, or leave the setting out"),
         ("tenant_key", " ", "name a file, or leave the setting out"),
         ("pinned_customers", "customer_123, ../etc", "a customer id is 1 to 64 of"),
@@ -56,6 +67,29 @@ def test_a_bad_value_names_the_setting_and_what_is_wanted(monkeypatch, name, val
         monkeypatch.setenv(name.upper(), str(value))
         said = complaint() if name != "pinned_customers" or value != 5 else f"{name} {wanted}"
         assert name in said and wanted in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA:hush@bucket",
+        "https://hush@host/models",
+        "https://host/models?token=hush",
+        "https://host/models#hush",
+        "s3:/AKIA:hush@bucket",
+        "abfss://container:hush@account.dfs.core.windows.net/models",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_not_shown(url):
+    said = complaint(model_store=url)
+    assert "model_store" in said and "AWS_ACCESS_KEY_ID" in said
+    assert "hush" not in said
+
+
+def test_no_message_shows_what_was_set(monkeypatch):
+    """Serve's status and its log have it, and somebody may have taken a secret for a setting."""
+    assert "hush" not in complaint(aws_secret_access_key="hush")
+    assert "hush" not in complaint(models_per_replica="hush")
 
 
 def test_a_bad_pin_is_told_from_the_good_ones():
@@ -110,12 +144,12 @@ def test_blanks_around_a_value_do_not_count(monkeypatch):
     assert (Settings().model_store, Settings().models_per_replica) == ("s3://bucket", 7)
 
 
-@pytest.mark.parametrize("text", ["a, b", "a,b", " a ,b, ", ",a,,b"])
+@pytest.mark.parametrize("text", ["a, b", "a,b", " a ,b, ", ",a,,b", "a,\nb\r\n", "a,b,a"])
 def test_pinned_customers_are_separated_by_commas(monkeypatch, text):
     assert Settings(pinned_customers=text).pinned_customers == ("a", "b")
     monkeypatch.setenv("PINNED_CUSTOMERS", text)
     assert Settings().pinned_customers == ("a", "b")
-    assert Settings(pinned_customers=["a", "b"]).pinned_customers == ("a", "b")
+    assert Settings(pinned_customers=["a", " b\n", "a"]).pinned_customers == ("a", "b")
 
 
 def test_a_relative_path_begins_in_content_wherever_the_process_works(monkeypatch, tmp_path):
@@ -133,6 +167,25 @@ def test_an_absolute_path_and_a_url_stay_what_they_are(tmp_path):
     for url in "s3://bucket/prefix", "gs://bucket", odd.as_uri():
         assert StoreSettings(model_store=url).model_store == url
     assert TokenSettings(tenant_key=tmp_path / "key").tenant_key == tmp_path / "key"
+
+
+def test_what_is_meant_is_understood(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place, meant in {
+        "~/models": (tmp_path / "models").as_uri(),
+        " ~": tmp_path.as_uri(),
+        "./models:v2": (CONTENT / "models:v2").as_uri(),
+        "file:/x": "file:///x",
+        "FILE:///x": "file:///x",
+        "file://localhost/x%20y": "file:///x%20y",
+        "S3://Bucket/x": "s3://Bucket/x",
+        "HTTP://host/x": "http://host/x",
+        "abfss://container@account.dfs.core.windows.net/x": (
+            "abfss://container@account.dfs.core.windows.net/x"
+        ),
+        "memory:///": "memory:///",
+    }.items():
+        assert StoreSettings(model_store=place).model_store == meant
 
 
 def test_settings_do_not_change_once_they_are_made():
