@@ -113,13 +113,15 @@ def test_under_load_every_answer_is_the_old_or_the_new_and_in_the_end_only_the_n
             for answer in load.answers[first:]:
                 assert answer.status == 200
                 which = [body[answer.customer_id] for body in bodies].index(answer.body)
-                by_place[answer.customer_id, answer.replica].append((answer.sent_s, which))
+                by_place[answer.customer_id, answer.replica].append((answer, which))
             assert any(which == 0 for told in by_place.values() for _, which in told), (
                 "nothing was asked before the new models came: nothing was shown"
             )
-            for place, told in by_place.items():
-                order = [which for _, which in sorted(told)]
-                assert order == sorted(order), f"{place} went back to the old model"
+            for place, told in by_place.items():  # a request may overtake another that waits
+                ends_s = (answer.answered_s for answer, which in told if which == 1)
+                new_s = min(ends_s, default=float("inf"))
+                later = {which for answer, which in told if answer.sent_s > new_s}
+                assert later <= {1}, f"{place} went back to the old model"
     assert {answer.cache for answer in load.answers} == {"hit"}, "a model was evicted"
     assert not store.reads, "a model was loaded for a request"
 
