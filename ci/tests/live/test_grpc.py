@@ -1,9 +1,17 @@
 """The gRPC endpoint: the same answers as over HTTP, and a code for each error."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import pytest
+from live_service import STORE_DELAY_S
 
+from forecast_service.errors import ServiceError
 from lab.chapter import NAMED
+
+COLD_CALLS = 200
+FIVE_AT_ONCE = COLD_CALLS / 5  # loads in a row, with Ray's default limit
 
 
 def test_grpc_gives_the_http_answer(ask, ask_grpc, histories):
@@ -43,6 +51,36 @@ def test_grpc_calls_a_broken_store_unavailable_and_a_broken_model_lost(ask_grpc,
     with pytest.raises(grpc.RpcError) as raised:
         ask_grpc("customer_0058", [1] * 28)
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_every_error_has_a_code(endpoints):
+    from serve_grpc import GRPC_CODES
+
+    def kinds(error: type[ServiceError]) -> list[type[ServiceError]]:
+        return [error, *(kind for below in error.__subclasses__() for kind in kinds(below))]
+
+    assert {kind.status for kind in kinds(ServiceError)} <= GRPC_CODES.keys()
+
+
+def test_cold_calls_at_once_take_about_one_load(ask_grpc, store, histories):
+    """With Ray's default of five requests at a time, they take forty."""
+    ask_grpc(NAMED[0], [1] * 28)  # connects
+    store.delay_s = STORE_DELAY_S
+
+    def ask_cold(number: int) -> grpc.StatusCode:
+        with pytest.raises(grpc.RpcError) as raised:
+            ask_grpc(f"nobody_{number}", [1] * 28)
+        return raised.value.code()
+
+    started = time.perf_counter()
+    assert ask_cold(-1) == grpc.StatusCode.NOT_FOUND
+    one_s = time.perf_counter() - started
+    with ThreadPoolExecutor(COLD_CALLS) as pool:
+        started = time.perf_counter()
+        codes = set(pool.map(ask_cold, range(COLD_CALLS)))
+        all_s = time.perf_counter() - started
+    assert codes == {grpc.StatusCode.NOT_FOUND}
+    assert all_s < FIVE_AT_ONCE / 2 * one_s, f"{all_s / one_s:.1f} loads"
 
 
 def test_a_message_of_megabytes_is_refused(ask_grpc):

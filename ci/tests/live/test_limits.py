@@ -1,4 +1,4 @@
-"""What a request may cost the production service: limits on headers, bodies and time."""
+"""What a request may cost the services: limits on headers, bodies and time."""
 
 import contextlib
 import socket
@@ -8,11 +8,14 @@ import grpc
 import pytest
 import requests
 from live_service import FAST, HOST, PORT, SERVICE, LogWatch, listeners, memory_by_process
+from ray import serve
+from starlette.requests import Request
 
-from forecast_service.contract import BODY_TIMEOUT_S
+from forecast_service.contract import BODY_TIMEOUT_S, ForecastRequest
 from forecast_service.proxy_guard import MAX_BODY_BYTES, MAX_HEADER_BYTES
+from lab import cluster_metrics
 from lab.chapter import NAMED
-from lab.serving import wait_until
+from lab.serving import launch, wait_until
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: test\r\nserve_multiplexed_model_id: customer_123\r\n"
 CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"  # of a body in chunked encoding
@@ -79,13 +82,63 @@ def test_a_header_that_is_no_text_is_no_500(ask, name):
     assert ask(NAMED[0]).ok
 
 
-@pytest.mark.parametrize("path", PATHS if FAST else (*PATHS, "/small/"))
+@pytest.mark.parametrize("path", [*PATHS, "/small/"])
 def test_a_body_over_the_limit_is_a_413_that_says_so(store, endpoints, path):
-    """By production everywhere; by the guard for any application, so for the small one, too."""
     headers = {"serve_multiplexed_model_id": NAMED[0]}
-    answer = requests.post(SERVICE + path, headers=headers, data=b" " * (10 * MEGABYTE), timeout=30)
-    assert answer.status_code == 413
-    assert f"{MAX_BODY_BYTES} bytes" in answer.json()["detail"]
+    limit = MAX_BODY_BYTES if path == "/portfolio/" else ForecastRequest.max_bytes
+    for size, limits in (limit + 1, {limit}), (10 * MEGABYTE, {limit, MAX_BODY_BYTES}):
+        answer = requests.post(SERVICE + path, headers=headers, data=b" " * size, timeout=30)
+        assert answer.status_code == 413
+        said = answer.json()["detail"]
+        assert any(f"{limit} bytes" in said for limit in limits), said
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Uploads:
+    """Somebody else's application, on the same cluster."""
+
+    async def __call__(self, request: Request) -> str:
+        return str(len(await request.body()))
+
+
+def test_another_application_that_wants_more_than_the_guard_lets_in_is_told_so(live_store):
+    """Without the guard, and so behind HAProxy, it gets its body."""
+    launch(Uploads.bind(), "uploads", "/uploads")
+    try:
+        for size in 1000, 2 * MEGABYTE:
+            answer = requests.post(f"{SERVICE}/uploads", data=b" " * size, timeout=30)
+            if FAST or size < MAX_BODY_BYTES:
+                assert (answer.status_code, answer.text) == (200, str(size))
+            else:
+                assert answer.status_code == 413
+                assert f"{MAX_BODY_BYTES} bytes" in answer.json()["detail"]
+    finally:
+        serve.delete("uploads")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/small/"])
+def test_a_client_that_leaves_in_mid_body_leaves_no_trace_but_a_count(
+    session_dir, ask, endpoints, path
+):
+    ask(NAMED[0])
+    log, name = LogWatch(session_dir), "ray_forecast_requests_total"
+
+    def left() -> float:
+        samples = [s for s in cluster_metrics.read_metrics(session_dir) if s.name == name]
+        gone = [s for s in samples if s.labels["outcome"] in ("ClientLeftError", "CancelledError")]
+        return sum(sample.value for sample in gone)
+
+    before = left()
+    with socket.create_connection((HOST, PORT), timeout=30) as connection:
+        connection.sendall(HEAD % path.encode() + b"Content-Length: 1000\r\n\r\n{")
+        with pytest.raises(TimeoutError):  # no answer: the service waits for the rest
+            connection.settimeout(1)
+            connection.recv(1)
+    if path == "/":  # the other two count nothing of their own
+        wait_until(lambda: left() == before + 1, "the client is counted")
+    assert ask(NAMED[0]).ok
+    logs = [line for pattern in ("replica_*.log", "proxy_*.log") for line in [log.new(pattern)]]
+    assert not any("Traceback" in text or " 500 " in text for text in logs), logs
 
 
 def test_a_body_without_an_end_does_not_fill_the_memory(ask):
