@@ -7,10 +7,14 @@ import os
 import subprocess
 
 import pytest
-from live_service import CONTENT, SERVICE, is_hit
+from live_service import APP_NAMES, CONTENT, ON_BOTH, SERVICE, LogWatch, is_hit
 from ray import serve
 
+from faulty_store import SECRET
+from lab.serving import wait_until
+
 MODELS = 7
+MISSING = "customer_9999"
 RUN = ["serve", "run", "serve_forecast_production:app", "--non-blocking", "--name", "built"]
 RUN += ["--route-prefix", "/built"]
 
@@ -54,3 +58,67 @@ def test_serve_run_refuses_a_setting_and_names_it_and_what_is_wanted(
     assert done.returncode != 0
     assert all(part in done.stderr for part in said), done.stderr
     assert "built" not in serve.status().applications
+
+
+@ON_BOTH
+def test_what_the_store_refuses_with_is_in_the_log_and_not_in_the_answer(
+    ask, store, url, session_dir
+):
+    log = LogWatch(session_dir)
+    store.refusal = 403, "InvalidObjectState", "Not valid for the storage class"
+    answer = ask("customer_0005")
+    assert answer.status_code == 503 and "Retry-After" in answer.headers
+    assert answer.json()["detail"] == "the model store refuses the request"
+    said = f"InvalidObjectState: {store.refusal[2]}. Restore the object"
+    replicas = f"replica_{APP_NAMES[url]}_*.log"
+    wait_until(lambda: said in log.new(replicas), "the log has the store's own code")
+    assert SECRET not in log.new(replicas)
+    store.refusal = None
+    assert ask("customer_0005").status_code == 200
+
+
+def test_a_store_that_refuses_as_a_replica_starts_is_told_and_waited_for(
+    ask, store, launch_production, session_dir
+):
+    log = LogWatch(session_dir)
+    store.may_list = False
+    launch_production("denied")
+    try:
+        there = f"{SERVICE}/denied"
+        assert ask("customer_0006", url=there).status_code == 200, "what there is, is denied"
+        assert [ask(MISSING, url=there).status_code for _ in range(2)] == [503, 503]
+        told = log.new("replica_denied_*.log")
+        assert told.count("s3:ListBucket on the bucket") == 1, told
+        store.may_list = True
+        assert ask(MISSING, url=there).status_code == 404, "it takes a restart to find it well"
+    finally:
+        serve.delete("denied")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "FileNotFoundError: the model store s3://no-such-bucket/x does not exist"),
+        ({"AWS_ACCESS_KEY_ID": "hush\n"}, "ValueError: the environment's AWS_ACCESS_KEY_ID has"),
+        ({"AWS_ENDPOINT_URL": "hush"}, "ValueError: the environment's AWS_ENDPOINT_URL is no"),
+    ],
+    ids=["no bucket", "a line break in a key", "no address"],
+)
+def test_a_store_that_can_never_answer_stops_the_start_and_is_named(
+    store, launch_production, variables, said
+):
+    store.refusal = 404, "NoSuchBucket", "The bucket does not exist"
+    keys = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+    usable = dict.fromkeys(keys, "x") | {"AWS_ENDPOINT_URL": store.url, "AWS_ALLOW_HTTP": "true"}
+    environment = {"runtime_env": {"env_vars": usable | variables}}
+    try:
+        with pytest.raises(RuntimeError):
+            launch_production(
+                "lost", {"ray_actor_options": environment}, model_store="s3://no-such-bucket/x"
+            )
+        status = serve.status().applications["lost"]
+    finally:
+        serve.delete("lost")
+    message = " ".join(deployment.message for deployment in status.deployments.values())
+    assert status.status == "DEPLOY_FAILED" and said in message, message
+    assert "hush" not in message, "the message tells a secret"

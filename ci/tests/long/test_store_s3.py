@@ -88,24 +88,45 @@ def test_a_missing_bucket_is_a_missing_store(s3_url, call):
     )
 
 
-@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId"),
+        ("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"),
+    ],
+)
 @pytest.mark.parametrize("call", CALLS)
-def test_wrong_credentials_are_refused(s3_url, monkeypatch, name, call):
+def test_wrong_credentials_are_refused(s3_url, monkeypatch, caplog, name, code, call):
     monkeypatch.setenv(name, "wrong")
-    assert why_not(impatient(s3_url), call) == "the model store refuses the credentials"
+    assert why_not(impatient(s3_url), call) == "the model store refuses the request"
+    assert code in caplog.text and f"Check {name}." in caplog.text
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_credentials_that_are_not_there_are_missed(s3_url, nobody, monkeypatch, call):
+def test_credentials_that_are_not_there_are_missed(s3_url, nobody, monkeypatch, caplog, call):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", nobody)  # a machine in AWS asks there for some
-    assert why_not(impatient(s3_url), call) == "the model store was given no credentials"
+    assert why_not(impatient(s3_url), call) == "the model store does not answer"
+    assert "Set AWS_ACCESS_KEY_ID" in caplog.text
 
 
 def test_plain_http_has_to_be_allowed(s3_url, monkeypatch):
     monkeypatch.delenv("AWS_ALLOW_HTTP")
-    assert "AWS_ALLOW_HTTP=true" in why_not(impatient(s3_url), "read")
+    with pytest.raises(ValueError, match="AWS_ALLOW_HTTP=true"):
+        run(impatient(s3_url).check())
+
+
+def test_a_start_finds_no_bucket_no_model_and_then_a_model(store, caplog):
+    with pytest.raises(FileNotFoundError, match="s3://no-such-bucket/prefix does not exist"):
+        run(impatient("s3://no-such-bucket/prefix").check())
+    caplog.clear()
+    run(store.check())
+    assert f"{store.url} has no model.safetensors in it" in caplog.text
+    caplog.clear()
+    run(store.write("customer_123", b"model"))
+    run(store.check())
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("call", CALLS)
