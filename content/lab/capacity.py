@@ -76,7 +76,7 @@ def smallest_cache(hit_rates: np.ndarray, target: float) -> int:
     return int(np.argmax(hit_rates >= target))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the plan that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--customers", type=int, default=2000)
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=REQUESTS, help="half of them warm up")
     parser.add_argument("--bytes-per-model", type=float, default=BYTES_PER_MODEL)
     parser.add_argument("--seed", type=int, default=0, help="of the trace and of the hash")
-    plan = parser.parse_args()
+    plan = parser.parse_args(arguments)
     if min(plan.customers, plan.replicas, plan.requests, plan.bytes_per_model) <= 0:
         parser.error("customers, replicas, requests and bytes per model have to be above 0")
     trace = zipf_trace(plan.customers, plan.requests, plan.skew, plan.seed)

@@ -8,8 +8,8 @@ import requests
 import train_models
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
+from lab.this_machine import SERVICE, ask_directly
 
-SERVICE = "http://127.0.0.1:8000"
 NAMED = tuple(f"customer_{suffix}" for suffix in ("123", "456", "789", "abc", "def", "hij"))
 
 
@@ -35,4 +35,4 @@ def ask(
 ) -> requests.Response:
     """Ask the service for a customer's forecast."""
     headers = {"serve_multiplexed_model_id": customer_id, **headers}
-    return requests.post(url, headers=headers, json={"sequence_data": history}, timeout=30)
+    return ask_directly("post", url, headers=headers, json={"sequence_data": history}, timeout=30)

@@ -5,9 +5,10 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import requests
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+
+from lab.this_machine import ask_directly
 
 ADDRESSES = "prom_metrics_service_discovery.json"  # Ray writes it into its session's folder
 TIMEOUT_S = 10
@@ -21,7 +22,7 @@ def read_metrics(session_dir: str | Path) -> Iterator[Sample]:
     """
     for group in json.loads((Path(session_dir) / ADDRESSES).read_text()):
         for address in group["targets"]:
-            answer = requests.get(f"http://{address}/metrics", timeout=TIMEOUT_S)
+            answer = ask_directly("get", f"http://{address}/metrics", timeout=TIMEOUT_S)
             answer.raise_for_status()
             for family in text_string_to_metric_families(answer.text):
                 yield from family.samples

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lab.this_machine import SERVICE
 from lab.traffic import TIMEOUT_S, load_customers, send, zipf_trace
 
 START = "`serve run serve_forecast_production:app`"
@@ -67,7 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:8000", help="default %(default)s")
+    add("--url", default=SERVICE, help="default %(default)s")
     one_of = parser.add_mutually_exclusive_group().add_argument
     one_of("--customers", type=int, metavar="N", help="the data's first; default all")
     one_of("--customers-file", type=Path, metavar="FILE", help="one id a line, popular first")

@@ -5,9 +5,7 @@ Whether or not another Ray runs on this machine, and whatever RAY_ADDRESS says.
 
 import contextlib
 import io
-import logging
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +15,13 @@ import ray
 from dotenv import dotenv_values
 from ray import serve
 
+from lab.this_machine import HOST, PORT, prepare, require_free_port
+
 FAST_INGRESS_FILE = Path(__file__).parents[1] / "deploy" / "fast_ingress.env"
 PROXY_GUARD = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "forecast_service.proxy_guard:middlewares"
 }
 OLDEST_RAY = 2, 60  # that passes the model id on behind HAProxy
-HOST, HTTP_PORT = "127.0.0.1", 8000
 COMMAND_LINE = "RAY_ADDRESS", "RAY_DASHBOARD_ADDRESS"  # with which `serve` and `ray` find this Ray
 
 
@@ -57,7 +56,7 @@ def start(*, fast_ingress: bool = False, metrics_every_s: float | None = None) -
 
     Raises:
         UnsupportedError: if the fast ingress cannot run here.
-        RuntimeError: if the port of its proxy is taken.
+        RuntimeError: if the port of its proxy is taken. It names who has it.
     """
     settings = dict(PROXY_GUARD)
     if fast_ingress:
@@ -65,10 +64,9 @@ def start(*, fast_ingress: bool = False, metrics_every_s: float | None = None) -
     if metrics_every_s:
         settings["RAY_metrics_report_interval_ms"] = str(round(metrics_every_s * 1000))
     stop()
+    prepare()
     require_free_port()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process, not in replicas
     os.environ.pop("RAY_AUTH_MODE", None)  # Ray's default, whatever this machine's other Ray has
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else a process that Ray starts may abort
     os.environ |= settings
     try:
         context = ray.init("local", logging_level="error", log_to_driver=False)
@@ -78,19 +76,9 @@ def start(*, fast_ingress: bool = False, metrics_every_s: float | None = None) -
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     os.environ["RAY_DASHBOARD_ADDRESS"] = f"http://{context.dashboard_url}"
     if fast_ingress:  # says which interface: without it, HAProxy would listen on all
-        command = ["serve", "start", "--http-host", HOST]
+        command = ["serve", "start", "--http-host", HOST, "--http-port", str(PORT)]
         subprocess.run(command, capture_output=True, check=True, env=os.environ | settings)
     return Path(context.address_info["session_dir"])
-
-
-def require_free_port() -> None:
-    """Raise RuntimeError if a process listens where Serve would: the two would answer by turns."""
-    with contextlib.suppress(ConnectionRefusedError):
-        socket.create_connection((HOST, HTTP_PORT), timeout=10).close()
-        raise RuntimeError(
-            f"another process listens on port {HTTP_PORT}, a Ray Serve perhaps: stop it first "
-            f"(`ss -ltnp 'sport = :{HTTP_PORT}'` names it)"
-        )
 
 
 def stop() -> None:

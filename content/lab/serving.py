@@ -14,8 +14,69 @@ import yaml
 from ray import serve
 from ray.util.state import get_log, list_logs
 
+from lab.this_machine import HOST, PORT, SERVICE, ask_directly, listeners, require_free_port
+
 LAUNCH_TIMEOUT_S = 120
+HAPROXY = "haproxy"  # of which several share a port while one takes over from another
 Result = TypeVar("Result")
+
+
+def start_serve(**options: object) -> None:
+    """Start Ray Serve at SERVICE on the Ray that this process has joined, unless it runs there.
+
+    `options` are further ones of serve.start().
+
+    Raises:
+        RuntimeError: if another program has the port, another Ray Serve included. It names who.
+        TimeoutError: if Serve's proxy is not up in time.
+    """
+    if serve.status().proxies:
+        require_own_port()
+        return
+    require_free_port()
+    http_options = {"host": HOST, "port": PORT}
+    serve.start(proxy_location="EveryNode", http_options=http_options, **options)
+    wait_until(lambda: "HEALTHY" in serve.status().proxies.values(), "a healthy proxy", 60)
+
+
+def require_own_port() -> None:
+    """Raise RuntimeError unless this cluster's Ray Serve answers at SERVICE, and nobody else."""
+    found = listeners()
+    several = len([program for program in found if HAPROXY not in program]) > 1
+    if several:  # Linux deals requests out among them
+        raise RuntimeError(
+            f"{' and '.join(found)} share port {PORT}, and would answer by turns: stop all but "
+            "this cluster's Ray Serve"
+        )
+    try:
+        wait_until(lambda: routed() == set(serve.status().applications), timeout_s=10)
+    except (requests.RequestException, TimeoutError):
+        raise RuntimeError(
+            f"at {SERVICE} answers {' and '.join(found) or 'nobody'}, not this cluster's Ray "
+            "Serve: set SERVICE_URL to where that answers, before you start Jupyter"
+        ) from None
+
+
+def routed() -> set[str]:
+    """Return the applications to which requests at SERVICE go. Raises requests.RequestException."""
+    answer = ask_directly("get", f"{SERVICE}/-/routes", timeout=10)
+    if answer.status_code == 503:  # Ray Serve, before its first application
+        return set()
+    return set(answer.json().values())
+
+
+def require_free(app_name: str) -> None:
+    """Raise RuntimeError if another application than this one answers at SERVICE.
+
+    `serve run` at a route that is taken shuts Ray Serve down, and with it whoever answers there.
+    """
+    answer = ask_directly("get", f"{SERVICE}/-/routes", timeout=10)
+    taken_by = answer.json().get("/", app_name) if answer.ok else app_name
+    if taken_by != app_name:
+        raise RuntimeError(
+            f"the application {taken_by!r} of this cluster answers at {SERVICE}: stop it with "
+            f"`serve.delete({taken_by!r})` if it is yours, or run this on another cluster"
+        )
 
 
 def launch(app: serve.Application, name: str = "default", route_prefix: str = "/") -> None:
@@ -24,30 +85,14 @@ def launch(app: serve.Application, name: str = "default", route_prefix: str = "/
     One of the same name is replaced.
 
     Raises:
-        RuntimeError: if it cannot be deployed. TimeoutError: if it takes too long.
+        RuntimeError: if it cannot be deployed, or Serve does not run yet and its port is taken.
+        TimeoutError: if it takes too long.
     """
+    if not serve.status().proxies:
+        start_serve()
     target = serve.RunTarget(app, name, route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
     wait_until_running(name, timeout_s=LAUNCH_TIMEOUT_S)
-
-
-def require_free(app_name: str, url: str) -> None:
-    """Raise RuntimeError unless an application may answer at a URL: nobody does, or it does itself.
-
-    `serve run` at a route that is taken shuts Ray Serve down, and with it whoever answers there.
-    """
-    try:
-        answer = requests.get(f"{url}/-/routes", timeout=10)
-    except requests.ConnectionError:
-        return
-    if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):
-        raise RuntimeError(f"another program answers at {url}: stop it, or run this elsewhere")
-    taken_by = answer.json().get("/", app_name)
-    if taken_by != app_name:
-        raise RuntimeError(
-            f"the application {taken_by!r} of this cluster answers at {url}: stop it with "
-            f"`serve.delete({taken_by!r})` if it is yours, or run this on another cluster"
-        )
 
 
 def deploy(config: dict, replicas: int) -> None:
