@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Render the notebooks, with their outputs and plots: content/notebook.ipynb as README.md, each of
-# content/chapters/ as the .md beside it.
+# content/chapters/ as the .md beside it. What a run or an editor noted in a notebook about itself
+# (times, the kernel's name) is taken out of it.
 #
 #   bash convert_to_md.sh           write them, and the pictures in images/
 #   bash convert_to_md.sh --check   exit 1 unless they are what the notebooks render to; write nothing
@@ -20,6 +21,23 @@ from traitlets.config import Config
 TUTORIAL = "content/notebook.ipynb"
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]*)(#[^)\s]*)?(?=\))")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def clean(notebook: str) -> None:
+    """Take out of a notebook what the next run would change, and nobody reads."""
+    book = nbformat.read(notebook, as_version=4)
+    before = nbformat.writes(book)
+    book.metadata = nbformat.from_dict(METADATA)
+    for cell in book.cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+    if nbformat.writes(book) != before:
+        nbformat.write(book, notebook)
 
 
 def rendering_of(notebook: str) -> str:
@@ -61,6 +79,9 @@ def render(notebook: str) -> dict[str, bytes]:
 
 
 notebooks = [TUTORIAL, *sorted(map(str, Path("content/chapters").glob("*.ipynb")))]
+if not sys.argv[1:]:
+    for notebook in notebooks:
+        clean(notebook)
 rendered = {path: data for notebook in notebooks for path, data in render(notebook).items()}
 present = {str(path) for path in Path("content").glob("**/images/*.png")}
 present |= {str(path) for path in Path("content/chapters").glob("*.md")}

@@ -24,6 +24,10 @@ CODE_LINES = {True: 400, False: 450}  # shown, written files included; True: in 
 CELL_LINES = {True: 12, False: 15}  # in a cell that writes no file
 FIRST_FORECAST_BY = 20  # cells
 WIDTH = 100  # characters
+METADATA = {  # what JupyterLab writes for a kernel of any Python
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 MACHINE_PATH = re.compile(r"(?<![\w.-])(?<!:/)/(?:root|work|tmp|home|Users)\b(?=/|\W|$)[^\s'\"]*")
 ANSI = re.compile(r"\x1b\[")
 PICTURE = re.compile(r'!\[[^]]*\]\(([^)\s]+)[^)]*\)|<img[^>]*\bsrc="([^"]+)"')
@@ -171,9 +175,10 @@ def at_import(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def environment_reads_at_import(root: Path) -> list[str]:
-    """No module of a service reads the environment when it is imported."""
+    """No module of a service reads the environment when it is imported. A client is none."""
     faults = []
-    for path in [*root.glob("content/*.py"), *root.glob("content/forecast_service/**/*.py")]:
+    entries = set(root.glob("content/*.py")) - set(root.glob("content/client*.py"))
+    for path in [*sorted(entries), *root.glob("content/forecast_service/**/*.py")]:
         for node in at_import(ast.parse(path.read_text())):
             called = isinstance(node, ast.Call) and ast.unparse(node.func)
             if (
@@ -336,6 +341,47 @@ def renderings(root: Path) -> list[str]:
 # Notebooks
 
 
+def metadata(root: Path, notebook: Path) -> list[str]:
+    """What a run or an editor notes about itself is not committed: each would change it."""
+    book = json.loads((root / notebook).read_text())
+    faults = []
+    if book["metadata"] != METADATA:
+        faults.append(f"{notebook}: its metadata are not {METADATA}")
+    faults += [
+        f"{notebook}, cell {number}: has metadata beside tags: {sorted(cell['metadata'])}"
+        for number, cell in enumerate(book["cells"], start=1)
+        if cell["metadata"].keys() - {"tags"}
+    ]
+    return [f"{fault}. Run `bash convert_to_md.sh`, which cleans them" for fault in faults]
+
+
+def silent(root: Path, notebook: Path) -> list[str]:
+    """Every assert says what is wrong, and a script that fails ends the run of its notebook."""
+    faults = []
+    for number, cell in code_cells(root, notebook):
+        if cell["source"].startswith("%%"):
+            continue
+        place = f"{notebook}, cell {number}"
+        if re.search(r"^%run\b", cell["source"], re.MULTILINE):
+            faults.append(f"{place}: %run goes on after an error: use runpy, or call a function")
+        for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell["source"]))):
+            if isinstance(node, ast.Assert) and not node.msg:
+                faults.append(f"{place}: an assert says nothing: {ast.unparse(node)[:70]}")
+    return faults
+
+
+def wide_commands(root: Path, notebook: Path) -> list[str]:
+    """A block of commands in the text is as wide as a page shows it."""
+    return [
+        f"{notebook}, cell {number}: a line of a block has over {WIDTH} characters: {line[:60]}..."
+        for number, cell in enumerate(read_cells(root, notebook), start=1)
+        if cell["cell_type"] == "markdown"
+        for block in re.findall(r"^```.*?^```", cell["source"], re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+        if len(line) > WIDTH
+    ]
+
+
 def prose_words(source: str) -> int:
     """Return how many words of prose a Markdown cell has: no code blocks, tags or addresses."""
     text = re.sub(r"```.*?```|<[^>]*>|\]\([^)]*\)", " ", source, flags=re.DOTALL)
@@ -380,10 +426,10 @@ def late_forecast(root: Path) -> list[str]:
     asks = [
         number
         for number, cell in code_cells(root, TUTORIAL)
-        if re.search(r"^%run client\.py\b", cell["source"], re.MULTILINE)
+        if re.search(r"run_path\([\"']client\.py\b", cell["source"])
     ]
     if not asks:
-        return [f"{TUTORIAL}: no cell has `%run client.py`, the first forecast: add it"]
+        return [f"{TUTORIAL}: no cell runs client.py by runpy.run_path(), the first forecast"]
     if asks[0] > FIRST_FORECAST_BY:
         return [
             f"{TUTORIAL}: the first forecast is in cell {asks[0]}, at most {FIRST_FORECAST_BY}: "
@@ -460,4 +506,4 @@ CHECKS = (
     late_forecast,
     long_readme,
 )
-NOTEBOOK_CHECKS = over_budget, outputs
+NOTEBOOK_CHECKS = over_budget, outputs, metadata, silent, wide_commands

@@ -10,6 +10,7 @@ models that a replica then needs for the target; their memory.
 
 import argparse
 from bisect import bisect_left
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def smallest_cache(hit_rates: np.ndarray, target: float) -> int:
     return int(np.argmax(hit_rates >= target))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the plan that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--customers", type=int, default=2000)

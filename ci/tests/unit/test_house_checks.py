@@ -40,13 +40,15 @@ def shown(**data: str) -> dict:
 
 
 def notebook(*cells: dict) -> str:
-    return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    return json.dumps(
+        {"cells": cells, "metadata": house.METADATA, "nbformat": 4, "nbformat_minor": 5}
+    )
 
 
 PLOT = {"output_type": "display_data", "metadata": {}}
 PLOT["data"] = {"image/png": "", "text/plain": "a plot in words: " + "word " * 40}
 WRITE = code("%%writefile client.py\nimport requests\n", printed("Writing client.py"))
-ASK = code("%run client.py", printed("10.5 people on https://docs.ray.io/home"))
+ASK = code("runpy.run_path('client.py')", printed("10.5 people on https://docs.ray.io/home"))
 GOOD = {
     "README.md": '<img src="content/images/request.svg">\n',
     "requirements.txt": "",
@@ -264,7 +266,7 @@ BAD_TREES = {  # by what is wrong: the check, the files that are other ones, wha
     "no forecast": (
         house.late_forecast,
         {TUTORIAL: notebook(WRITE)},
-        "no cell has `%run client.py`",
+        "no cell runs client.py",
     ),
     "a late forecast": (
         house.late_forecast,
@@ -278,6 +280,30 @@ BAD_TREES = {  # by what is wrong: the check, the files that are other ones, wha
     ),
 }
 BAD_NOTEBOOKS = {  # by what is wrong: the check, the notebook, its cells, what it says
+    "a run left its times": (
+        house.metadata,
+        CHAPTER,
+        [code("1") | {"metadata": {"tags": ["x"], "execution": {"iopub.execute_input": "2026"}}}],
+        "cell 1: has metadata beside tags: ['execution', 'tags']",
+    ),
+    "an assert says nothing": (
+        house.silent,
+        CHAPTER,
+        [code("assert a == 1, 'a is not 1'\nassert b"), code("%%bash\nassert c")],
+        "cell 1: an assert says nothing: assert b",
+    ),
+    "a command's failure is not one": (
+        house.silent,
+        TUTORIAL,
+        [code("%run client.py")],
+        "cell 1: %run goes on after an error",
+    ),
+    "a command wider than the page": (
+        house.wide_commands,
+        CHAPTER,
+        [markdown(f"{LONG}\n\n```bash\n{LONG}\n```\n\n{LONG}")],
+        "cell 1: a line of a block has over 100 characters",
+    ),
     "too many cells": (
         house.over_budget,
         CHAPTER,
@@ -397,6 +423,13 @@ def test_what_is_wrong_with_a_house_is_named(build, wrong):
     check, changes, expected = BAD_TREES[wrong]
     faults = check(build(changes))
     assert any(expected in fault for fault in faults), faults
+
+
+def test_a_kernels_name_is_not_committed(build):
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    book = json.loads(notebook(code("1"))) | {"metadata": {"kernelspec": kernel}}
+    (fault,) = house.metadata(build({CHAPTER: json.dumps(book)}), Path(CHAPTER))
+    assert "its metadata are not" in fault and "convert_to_md.sh" in fault
 
 
 @pytest.mark.parametrize("wrong", BAD_NOTEBOOKS)
