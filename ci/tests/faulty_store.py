@@ -90,5 +90,5 @@ class FaultyStore:
 def refuse(status: int, code: str, message: str) -> web.Response:
     """Answer as S3 does, which repeats a token that it does not take."""
     error = f"<Code>{code}</Code><Message>{message}</Message><Token-0>{SECRET}</Token-0>"
-    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{error}</Error>'
+    text = f'<?xml version="1.0" encoding="UTF-8"?><Error>{error}</Error>'
     return web.Response(status=status, text=text, content_type="application/xml")
