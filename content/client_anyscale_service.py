@@ -27,6 +27,12 @@ def from_environment(name: str) -> str:
     )
 
 
+def add_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Log in with the token, whatever ~/.netrc has for the service's host."""
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request
+
+
 url, token = map(from_environment, ("ANYSCALE_SERVICE_URL", "ANYSCALE_SERVICE_TOKEN"))
 with np.load(Path(__file__).with_name("data") / "footfall.npz") as footfall:
     row = footfall["customer_ids"].tolist().index(CUSTOMER)
@@ -36,7 +42,8 @@ with requests.Session() as session:
     session.mount(url, HTTPAdapter(max_retries=RETRY))
     response = session.post(
         url,
-        headers={"Authorization": f"Bearer {token}", "serve_multiplexed_model_id": CUSTOMER},
+        auth=add_token,
+        headers={"serve_multiplexed_model_id": CUSTOMER},
         json={"sequence_data": history},
         timeout=TIMEOUT_S,
     )
