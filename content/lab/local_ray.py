@@ -5,6 +5,7 @@ Whether or not another Ray runs on this machine, and whatever RAY_ADDRESS says.
 
 import contextlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def start(*, fast_ingress: bool = False, metrics_every_s: float | None = None) -
     stop()
     prepare()
     require_free_port()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process, not in replicas
     os.environ.pop("RAY_AUTH_MODE", None)  # Ray's default, whatever this machine's other Ray has
     os.environ |= settings
     try:

@@ -1,5 +1,8 @@
 """Run a service and watch it: launch it, is it up, what did it log?"""
 
+import contextlib
+import io
+import logging
 import subprocess
 import tempfile
 import time
@@ -30,6 +33,7 @@ def start_serve(**options: object) -> None:
         RuntimeError: if another program has the port, another Ray Serve included. It names who.
         TimeoutError: if Serve's proxy is not up in time.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process, not in replicas
     if serve.status().proxies:
         require_own_port()
         return
@@ -37,6 +41,17 @@ def start_serve(**options: object) -> None:
     http_options = {"host": HOST, "port": PORT}
     serve.start(proxy_location="EveryNode", http_options=http_options, **options)
     wait_until(lambda: "HEALTHY" in serve.status().proxies.values(), "a healthy proxy", 60)
+
+
+def stop() -> None:
+    """Stop Ray Serve, unless an application runs, and Ray, if this process has started it.
+
+    Ray reports in red that calls to Serve's controller fail, since that is gone: left out here.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        if not serve.status().applications:
+            serve.shutdown()
+        ray.shutdown()
 
 
 def require_own_port() -> None:

@@ -4,7 +4,6 @@ The variable SERVICE_URL moves the tutorial, its clients and the chapters to ano
 """
 
 import ipaddress
-import logging
 import os
 import secrets
 import sys
@@ -28,10 +27,7 @@ def prepare() -> None:
     - This folder's modules come first, whatever PYTHONPATH has, and this environment's commands.
     - Where Ray cannot keep its token in the home folder, it gets one for this session.
     - gRPC does not hold up processes that Ray forks from this one.
-
-    In this process Ray Serve logs only what goes wrong; its replicas' logs stay as they are.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     addresses = [own.address for owns in psutil.net_if_addrs().values() for own in owns]
     for name in "no_proxy", "NO_PROXY":  # some programs read one, some the other
         known = os.environ.get(name, "").split(",")
