@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import socket
 import subprocess
 import tempfile
 import time
@@ -56,9 +57,14 @@ def stop() -> None:
 
 def require_own_port() -> None:
     """Raise RuntimeError unless this cluster's Ray Serve answers at SERVICE, and nobody else."""
-    found = listeners()
-    several = len([program for program in found if HAPROXY not in program]) > 1
-    if several:  # Linux deals requests out among them
+    found, proxies = listeners(), serve.status().proxies
+    here = [
+        node
+        for node in ray.nodes()
+        if node["NodeID"] in proxies and node["NodeManagerHostname"] == socket.gethostname()
+    ]
+    programs = {HAPROXY if HAPROXY in program else program for program in found}
+    if len(programs) > max(len(here), 1):  # Linux deals requests out among them
         raise RuntimeError(
             f"{' and '.join(found)} share port {PORT}, and would answer by turns: stop all but "
             "this cluster's Ray Serve"

@@ -75,11 +75,12 @@ def run_client(**environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def ask_through(proxy: TlsProxy, token: str) -> subprocess.CompletedProcess:
+def ask_through(proxy: TlsProxy, token: str, **environment: str) -> subprocess.CompletedProcess:
     return run_client(
         ANYSCALE_SERVICE_URL=proxy.url,
         ANYSCALE_SERVICE_TOKEN=token,
         REQUESTS_CA_BUNDLE=str(proxy.certificate),
+        **environment,
     )
 
 
@@ -101,6 +102,13 @@ def test_a_wrong_token_is_said_out_loud_and_not_tried_again(proxy):
     assert done.returncode == 1
     assert "refuses the token" in done.stderr and "Traceback" not in done.stderr
     assert proxy.statuses == [401]
+
+
+def test_a_login_for_all_hosts_does_not_take_the_tokens_place(proxy, tmp_path):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password else\n")
+    done = ask_through(proxy, TOKEN, NETRC=str(netrc))
+    assert (done.returncode, proxy.statuses) == (0, [200]), done.stderr
 
 
 @pytest.mark.parametrize("missing", ["ANYSCALE_SERVICE_URL", "ANYSCALE_SERVICE_TOKEN"])
