@@ -154,7 +154,8 @@ def wait_until_running(
         if app.status == "RUNNING" and settled:
             return
         if app.status == "DEPLOY_FAILED":
-            raise RuntimeError(f"{app_name} cannot be deployed: {app.message}")
+            why = "\n".join(deployment.message for deployment in app.deployments.values())
+            raise RuntimeError(f"{app_name} cannot be deployed: {app.message}\n{why}")
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"{app_name} is {app.status} after {timeout_s:g} s, with replicas {dict(states)}: "

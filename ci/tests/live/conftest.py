@@ -159,10 +159,11 @@ def endpoints(live_store) -> None:
 
 
 @pytest.fixture
-def store(live_store, fleet) -> FaultyStore:
-    """The store, whole again before each test."""
+def store(live_store, fleet) -> Iterator[FaultyStore]:
+    """The store, whole before each test, and again after it: services are launched in between."""
     live_store.repair(fleet)
-    return live_store
+    yield live_store
+    live_store.repair(fleet)
 
 
 @pytest.fixture

@@ -95,30 +95,18 @@ def test_a_store_that_refuses_as_a_replica_starts_is_told_and_waited_for(
         serve.delete("denied")
 
 
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({}, "FileNotFoundError: the model store s3://no-such-bucket/x does not exist"),
-        ({"AWS_ACCESS_KEY_ID": "hush\n"}, "ValueError: the environment's AWS_ACCESS_KEY_ID has"),
-        ({"AWS_ENDPOINT_URL": "hush"}, "ValueError: the environment's AWS_ENDPOINT_URL is no"),
-    ],
-    ids=["no bucket", "a line break in a key", "no address"],
-)
-def test_a_store_that_can_never_answer_stops_the_start_and_is_named(
-    store, launch_production, variables, said
-):
+def test_a_bucket_that_does_not_exist_stops_the_start_and_is_named(store, launch_production):
     store.refusal = 404, "NoSuchBucket", "The bucket does not exist"
     keys = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
-    usable = dict.fromkeys(keys, "x") | {"AWS_ENDPOINT_URL": store.url, "AWS_ALLOW_HTTP": "true"}
-    environment = {"runtime_env": {"env_vars": usable | variables}}
+    variables = dict.fromkeys(keys, "hush") | {"AWS_ENDPOINT_URL": store.url}
+    environment = {"runtime_env": {"env_vars": variables | {"AWS_ALLOW_HTTP": "true"}}}
     try:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError) as failed:
             launch_production(
                 "lost", {"ray_actor_options": environment}, model_store="s3://no-such-bucket/x"
             )
-        status = serve.status().applications["lost"]
     finally:
         serve.delete("lost")
-    message = " ".join(deployment.message for deployment in status.deployments.values())
-    assert status.status == "DEPLOY_FAILED" and said in message, message
-    assert "hush" not in message, "the message tells a secret"
+    said = "FileNotFoundError: the model store s3://no-such-bucket/x does not exist"
+    assert said in str(failed.value), failed.value
+    assert "hush" not in str(failed.value), "the message tells a secret"
