@@ -28,13 +28,13 @@ from forecast_service.errors import (
     UnsupportedEncodingError,
 )
 from forecast_service.model import COVERAGE, HORIZON, LAGS, SEASON, Forecast, extend_history
+from forecast_service.proxy_guard import LOST_BODY, MAX_QUOTED
 from forecast_service.tokens import TENANT_HEADER
 
 MAX_HISTORY = 10_000  # values in a request: 27 years of days
 MAX_VALUE = 1e12  # beyond it a value is a mistake, and sums of them come near what a float can hold
 MAX_VALUE_BYTES = 40  # 24 of the longest float, the rest for a comma, a line end and its indent
 MAX_FAULTS = 10  # reported of one request
-MAX_QUOTED = 64  # characters of a name that a client has sent
 BODY_TIMEOUT_S = 10  # for the whole of a body
 MIN_FIELD_BYTES = 5  # `"":1,`
 OPENERS = b'"', b"[", b"{"
@@ -189,11 +189,7 @@ def require_intact(request: Request, body: bytearray) -> None:
             )
     upgrade = request.headers.get("upgrade")
     if upgrade and not body:
-        raise LostBodyError(
-            f"no body: the server drops that of a request with Upgrade: {upgrade[:MAX_QUOTED]}. "
-            "Send it without this header, in HTTP/1.1 (in Java, HttpClient.newBuilder()"
-            ".version(HttpClient.Version.HTTP_1_1))"
-        )
+        raise LostBodyError(LOST_BODY.format(upgrade[:MAX_QUOTED]))
 
 
 def is_crowded(body: bytearray, model: type[RequestBody]) -> bool:

@@ -26,6 +26,11 @@ DECODED_HEADERS = (
 )
 MAX_HEADER_BYTES = 16 * 1024  # of all names and values
 MAX_BODY_BYTES = 1024 * 1024  # of any application; the forecasters' own limit is lower
+LOST_BODY = (  # what uvicorn does to a request with Upgrade: ...
+    "no body: the server drops that of a request with Upgrade: {}. Send it without this header, "
+    "in HTTP/1.1 (in Java, HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1))"
+)
+MAX_QUOTED = 64  # characters of what a client sent
 UNAVAILABLE = "the service is overloaded, or has just lost a replica: try again"
 
 
@@ -44,6 +49,9 @@ class RefuseBadHeaders:
             if name.lower().replace(b"-", b"_") in DECODED_HEADERS and not is_utf8(value):
                 problem = {"detail": f"the header {name.decode()} is not UTF-8"}
                 return await JSONResponse(problem, 400)(scope, receive, send)
+        if upgrade := lost_upgrade(scope):  # at once: uvicorn takes the body for a next request
+            problem, close = {"detail": LOST_BODY.format(upgrade)}, {"Connection": "close"}
+            return await JSONResponse(problem, 400, close)(scope, receive, send)
         return await self._app(scope, receive, send)
 
 
@@ -108,6 +116,16 @@ class SayWhenToRetry:
             problem = {"detail": UNAVAILABLE}
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             await JSONResponse(problem, 503, headers)(scope, receive, send)
+
+
+def lost_upgrade(scope: Scope) -> str | None:
+    """Return the protocol that an HTTP request with a body asks to change to, if it does."""
+    headers = Headers(scope=scope) if scope["type"] == "http" else {}
+    if "upgrade" not in headers or "upgrade" not in headers.get("connection", "").lower():
+        return None
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return None
+    return headers["upgrade"][:MAX_QUOTED]
 
 
 def is_utf8(value: bytes) -> bool:

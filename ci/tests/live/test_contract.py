@@ -281,7 +281,7 @@ def send_in_parts(url: str, more_headers: bytes, pause_s: float) -> tuple[int, b
     return int(answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").split()[1]), answer
 
 
-@pytest.mark.parametrize("pause_s", [0, 0.2], ids=["at once", "in two parts"])
+@pytest.mark.parametrize("pause_s", [0, 0.001, 0.2], ids=["at once", "soon", "in two parts"])
 def test_a_java_client_gets_its_forecast_or_is_told_of_the_header(url, ask, pause_s):
     """HAProxy strips the upgrade; uvicorn, under Ray's own proxy, drops the body."""
     assert ask("customer_123").ok
@@ -294,7 +294,7 @@ def test_a_java_client_gets_its_forecast_or_is_told_of_the_header(url, ask, paus
         assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
-@pytest.mark.parametrize("pause_s", [0, 0.2], ids=["at once", "in two parts"])
+@pytest.mark.parametrize("pause_s", [0, 0.001, 0.2], ids=["at once", "soon", "in two parts"])
 def test_other_upgrades_are_named_and_what_is_none_is_answered(url, ask, pause_s):
     assert ask("customer_123").ok
     status, answer = send_in_parts(url, b"Connection: Upgrade\r\nUpgrade: TLS/1.0", pause_s)

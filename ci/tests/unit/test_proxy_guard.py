@@ -45,3 +45,21 @@ def test_headers_and_bodies_over_the_limit_are_refused_with_the_limit():
     answer = client.post("/", headers={"X-Large": "x" * MAX_HEADER_BYTES})
     assert answer.status_code == 431 and str(MAX_HEADER_BYTES) in answer.json()["detail"]
     assert client.post("/", content=b" " * MAX_BODY_BYTES).text == "mine"
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "TLS/1.0"])
+def test_a_request_whose_body_an_upgrade_loses_is_answered_before_anything_is_read(upgrade):
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": upgrade}
+    answer = guarded(PlainTextResponse("mine")).post("/", content=b"{}", headers=headers)
+    assert answer.status_code == 400 and f"Upgrade: {upgrade}" in answer.json()["detail"]
+    assert answer.headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({"Upgrade": "h2c"}, b"{}"), ({"Connection": "Upgrade", "Upgrade": "h2c"}, b"")],
+    ids=["Connection does not ask for it", "no body"],
+)
+def test_an_upgrade_that_loses_nothing_is_left_to_the_application(headers, body):
+    answer = guarded(PlainTextResponse("mine")).post("/", content=body, headers=headers)
+    assert answer.text == "mine"
