@@ -67,7 +67,7 @@ if [[ $("$venv/bin/python" -V 2>/dev/null) != "$("$python" -V)" ]]; then
 fi
 export PATH=$PWD/$venv/bin:$PATH
 pip install -q -r ci/requirements.txt
-unset RAY_ADDRESS MODEL_STORE
+unset RAY_ADDRESS MODEL_STORE SERVICE_URL
 scratch=$(mktemp -d /tmp/mx-XXXXXX) # short, for Ray's sockets: their paths have an end
 trap 'rm -rf "$scratch"' EXIT
 export RAY_TMPDIR=$scratch # else Ray would try to join a cluster that somebody else left in /tmp/ray

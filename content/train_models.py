@@ -110,7 +110,8 @@ def train(
     for it: nothing that is wrong with one customer stops the others.
 
     Raises:
-        ValueError: if there are more ids than series, or fewer: whose each is, is then unknown.
+        ValueError: if there are more ids than series, or fewer: whose each is, is then unknown. If
+            the store cannot be opened.
     """
     if len(customer_ids) != len(counts):
         raise ValueError(
@@ -122,6 +123,7 @@ def train(
     rows = [row for row, customer_id in enumerate(customer_ids) if customer_id not in outcomes]
     trained_until = str(dates[-HOLDOUT_DAYS - 1]) if len(dates) > HOLDOUT_DAYS else ""
     settings = settings or StoreSettings()  # here: a task may run where the environment differs
+    ModelStore(settings, create=True)  # or raise here, once, what every task would
     pending = [
         train_batch.remote(
             [customer_ids[row] for row in batch],

@@ -191,13 +191,13 @@ def _parse_block(block: re.Match) -> Key:
 def _parse_set(text: str) -> list[Key]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: it is nested without end
         raise KeyFileError("begins as JSON, and is none: it is damaged") from None
     if "keys" not in found:
         raise KeyFileError('is JSON, but no key set: one key goes in as {"keys": [{...}]}')
     try:
         usable = jwt.PyJWKSet.from_dict(found)  # without those of other purposes or kinds
-    except (jwt.PyJWTError, TypeError, NotImplementedError):
+    except (jwt.PyJWTError, KeyError, TypeError, NotImplementedError):  # KeyError: a part lacks
         raise KeyFileError("is a JSON Web Key Set without a usable key") from None
     keys = [
         Key(key.algorithm_name, key.key, key.key_id)

@@ -30,11 +30,7 @@ from forecast_service.errors import InvalidCustomerIdError
 
 HOME = Path(__file__).resolve().parents[1]  # where relative paths begin, whoever asks from wherever
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
-VARIABLES = {
-    "s3": "AWS_",
-    "gcs": "GOOGLE_",
-    "azure": "AZURE_",
-}  # that obstore reads
+VARIABLES = {"s3": "AWS_", "gcs": "GOOGLE_", "azure": "AZURE_"}  # that obstore reads
 ADDRESSES = (  # those of them that it builds its requests' URLs from
     "AWS_ENDPOINT",
     "AWS_ENDPOINT_URL",
@@ -78,7 +74,7 @@ class StoreSettings(_Settings):
             raise ValueError("take the quotes around it away")
         scheme, colon, rest = place.partition(":")
         if not (colon and SCHEME.fullmatch(scheme)):
-            return path_url(place)
+            return locate(place).resolve().as_uri()
         parts = urlsplit(place)
         user, at, _ = (parts.netloc or place).rpartition("@")
         of_azure = scheme.lower().startswith("abfs") and ":" not in user  # container@account
@@ -97,18 +93,20 @@ class StoreSettings(_Settings):
         if kind == "local":
             if not parts.path.startswith("/"):
                 raise ValueError(f"{place} has no absolute path, as file:///folder has")
-            return path_url(url2pathname(parts.path))
+            return locate(url2pathname(parts.path)).resolve().as_uri()
         return f"{scheme.lower()}:{rest}"
 
 
-def path_url(path: str) -> str:
-    """Return the URL of a path, which begins in HOME unless it is absolute or begins with '~'.
+def locate(path: str | Path) -> Path:
+    """Return an absolute path. A relative one begins in HOME, unless it begins with '~'.
+
+    Links stay links: the file that a Kubernetes Secret is mounted as leads elsewhere by and by.
 
     Raises:
         ValueError: if '~' is nobody's home.
     """
     try:
-        return (HOME / Path(path).expanduser()).resolve().as_uri()
+        return HOME / Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -163,12 +161,12 @@ class TokenSettings(_Settings):
 
     @field_validator("tenant_key", mode="before")
     @classmethod
-    def locate(cls, path: object) -> object:
+    def make_absolute_path(cls, path: object) -> object:
         """Make a path absolute. An empty one is a mistake: it does not turn tokens off."""
         path = path.strip() if isinstance(path, str) else path
         if path == "":
             raise ValueError("name a file, or leave the setting out to turn tokens off")
-        return HOME / path if isinstance(path, str | Path) else path
+        return locate(path) if isinstance(path, str | Path) else path
 
 
 class Settings(StoreSettings, TokenSettings):

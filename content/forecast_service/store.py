@@ -122,7 +122,13 @@ class ModelStore:
                     f"the model store {self.folder} does not exist: train models into it "
                     "(python train_models.py), or name another one in MODEL_STORE"
                 )
-            self._store = from_url(self.url, mkdir=create)
+            try:
+                self._store = from_url(self.url, mkdir=create)
+            except (BaseError, OSError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"the model store {self.folder} cannot be opened: {reason}"
+                ) from None
         else:
             check_store_variables(self._kind)
             plain = "true" if self.url.startswith("http:") else os.environ.get("AWS_ALLOW_HTTP")

@@ -145,6 +145,8 @@ WRONG_FILES = {
     "a key of .NET": (b"<RSAKeyValue><Modulus>sbSp4/V2</Modulus></RSAKeyValue>", "brackets"),
     "a modulus": (f"{RSA.public_key().public_numbers().n:x}".encode(), "too long"),
     "a JSON Web Key": (json.dumps(web_key(RSA)).encode(), 'as {"keys": '),
+    "JSON Web Keys that lack a part": (b'{"keys": [{"kty": "oct"}, {"kty": "RSA"}]}', "usable"),
+    "JSON without end": (b'{"a":' * 5000, "damaged"),
     "a secret JSON Web Key": (b'{"kty": "oct", "k": "xY3xY3xY3xY3"}', 'as {"keys": '),
     "JSON Web Keys without a set": (json.dumps([web_key(KEYS["p256"])]).encode(), "quotes"),
     "a set without keys": (b'{"keys": []}', "usable"),

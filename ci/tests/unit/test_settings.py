@@ -195,3 +195,10 @@ def test_settings_do_not_change_once_they_are_made():
 
 def test_every_setting_is_described_for_whoever_sets_it():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_key_file_may_be_at_home_and_stays_a_link(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "now").touch()
+    (tmp_path / "tenants.key").symlink_to("now")  # as Kubernetes mounts a Secret that may change
+    assert Settings(tenant_key="~/tenants.key").tenant_key == tmp_path / "tenants.key"

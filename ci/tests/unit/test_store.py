@@ -358,3 +358,9 @@ def test_a_store_without_tags_is_compared_by_checksum(server):
     server.artifacts["customer_123"] = b"two"
     second = run(store.read_if_changed("customer_123", first.etag))
     assert second.data == b"two" and second.etag != first.etag
+
+
+@pytest.mark.parametrize("place", ["/proc/models", __file__], ids=["not to be made", "a file"])
+def test_a_folder_that_cannot_be_made_is_named(place):
+    with pytest.raises(ValueError, match=f"the model store {place} cannot be opened"):
+        ModelStore(StoreSettings(model_store=place), create=True)
