@@ -8,19 +8,19 @@ settings: see deploy/serve_config.yaml.
 
 from ray import serve
 
-from forecast_service.artifact import from_bytes
-from forecast_service.model import ForecastModel
+from forecast_service.artifact import folded_from_bytes
+from forecast_service.model import FoldedModel
 from forecast_service.service import DEPLOYMENT_OPTIONS, ModelService, create_service_api
 from forecast_service.settings import Settings
 
 
 @serve.deployment(**DEPLOYMENT_OPTIONS)
 @serve.ingress(create_service_api("Forecasts, a model per customer"))
-class ForecastingService(ModelService[ForecastModel]):
+class ForecastingService(ModelService[FoldedModel]):
     """Linear models, which load in microseconds."""
 
     async def __init__(self, settings: Settings):
-        super().__init__(settings, from_bytes)
+        super().__init__(settings, folded_from_bytes)
         await self.start()
 
 

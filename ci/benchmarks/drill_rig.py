@@ -15,7 +15,7 @@ import aiohttp  # noqa: E402
 from ray.util.state import list_actors  # noqa: E402
 
 from faulty_store import FaultyStore  # noqa: E402
-from forecast_service.artifact import from_bytes, to_bytes  # noqa: E402
+from forecast_service.artifact import folded_from_bytes, to_bytes  # noqa: E402
 from forecast_service.contract import ForecastRequest, respond  # noqa: E402
 from forecast_service.model import HOLDOUT_DAYS, LAGS, fit, score  # noqa: E402
 from forecast_service.settings import Settings  # noqa: E402
@@ -62,7 +62,7 @@ class Rig:
             data = to_bytes(model, score(model, series))
             self.store.artifacts[name] = data
             self.histories[name] = series[-LAGS:].tolist()
-            answer = respond(from_bytes(data, name), ForecastRequest.of(self.histories[name]))
+            answer = respond(folded_from_bytes(data, name), ForecastRequest.of(self.histories[name]))
             self.right[name] = answer.model_dump_json(exclude_none=True).encode()
         self.artifacts = dict(self.store.artifacts)  # as they should be
         self.names = list(self.artifacts)

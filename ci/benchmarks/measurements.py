@@ -16,7 +16,7 @@ import requests
 
 from contestants import HOST, PORT, URL, Server
 from fleet import SHORT, Fleet, Parameters
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import folded_from_bytes
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
 from lab import traffic
@@ -58,12 +58,12 @@ class Bench:
         store = ModelStore(StoreSettings(model_store=self.fleet.store))
         for row in rows:
             name = self.fleet.customer_ids[row]
-            model = from_bytes(asyncio.run(store.read(name)).data, name)
-            expected = model.predict(self.fleet.histories[row].astype(float))._asdict()
+            model = folded_from_bytes(asyncio.run(store.read(name)).data, name)
+            expected = model.predict(self.fleet.histories[row].tolist())._asdict()
             response = requests.post(**self.request(row), timeout=TIMEOUT_S)
             answer = self.server.read(response.json()) if response.ok else {}
             for part, values in expected.items():
-                if answer.get(part) != values.tolist():
+                if answer.get(part) != values:
                     raise ServerError(f"{name}: {part} is not {values}: {response.text[:500]}")
 
     def send(self, rows: Sequence[int], concurrency: int) -> dict:

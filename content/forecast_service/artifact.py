@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from forecast_service.errors import CorruptModelError
-from forecast_service.model import HORIZON, LAGS, ForecastModel, Scores
+from forecast_service.model import HORIZON, LAGS, FoldedModel, ForecastModel, Scores
 
 FORMAT_VERSION = "1"
 SHAPES = {"weights": (LAGS, HORIZON), "bias": (HORIZON,), "half_width": (HORIZON,)}  # all float32
@@ -71,6 +71,11 @@ def from_bytes(data: bytes, customer_id: str) -> ForecastModel:
     require((tensors["half_width"] >= 0).all(), "its interval ends before it begins")
     require(checksum == _checksum(about, tensors), "its content does not match its checksum")
     return ForecastModel(customer_id, trained_until, **tensors, version=checksum[:VERSION_DIGITS])
+
+
+def folded_from_bytes(data: bytes, customer_id: str) -> FoldedModel:
+    """Read a customer's model as a service keeps it. Raises CorruptModelError, as from_bytes()."""
+    return from_bytes(data, customer_id).fold()
 
 
 def _split(data: bytes) -> tuple[dict, bytes]:

@@ -13,6 +13,8 @@ An outcome of `forecast_requests` is
 - another name: a bug, which HTTP answers with 500
 """
 
+import asyncio
+from collections import Counter as Count
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +22,7 @@ from ray.serve.metrics import Counter, Histogram
 
 from forecast_service.errors import ServiceError
 
+PUBLISH_EVERY_S = 1  # counts of requests: Ray's counters take longer than a forecast
 COLD_LOAD_BOUNDS_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
 
@@ -27,6 +30,7 @@ class ServiceMetrics:
     """The metrics of one replica."""
 
     def __init__(self):
+        self._outcomes: Count[str] = Count()  # since they were published
         self._requests = Counter(
             "forecast_requests",
             "Requests by outcome: hit or miss for a forecast, otherwise the error's name.",
@@ -58,7 +62,15 @@ class ServiceMetrics:
             outcome = type(error).__name__
             raise
         finally:
-            self._requests.inc(tags={"outcome": outcome})
+            self._outcomes[outcome] += 1
+
+    async def publish(self) -> None:
+        """Report the requests that were counted, every PUBLISH_EVERY_S, until cancelled."""
+        while True:
+            await asyncio.sleep(PUBLISH_EVERY_S)
+            outcomes, self._outcomes = self._outcomes, Count()
+            for outcome, requests in outcomes.items():
+                self._requests.inc(requests, tags={"outcome": outcome})
 
     def record_load(self, elapsed_s: float, error: BaseException | None) -> None:
         """Record that a load for requests ended, after `elapsed_s`, with a model or an error."""

@@ -1,8 +1,10 @@
 """One customer's forecasting model: fit it, predict with an interval, score it on unseen days."""
 
 import math
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import mul
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,14 +23,14 @@ RIDGE_PENALTY = 0.1  # times the variance of the lags; best of 0.001 to 3 on the
 
 
 class Forecast(NamedTuple):
-    """Counts for the next HORIZON days, to two decimals, each array of shape (..., HORIZON).
+    """Counts for the next HORIZON days, to two decimals, each part of shape (..., HORIZON).
 
     On every day, FLOOR <= lower <= forecast <= upper.
     """
 
-    forecast: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
+    forecast: np.ndarray | list[float]
+    lower: np.ndarray | list[float]
+    upper: np.ndarray | list[float]
 
     @classmethod
     def around(cls, forecast: np.ndarray, half_width: np.ndarray) -> "Forecast":
@@ -84,6 +86,32 @@ class ForecastModel:
         level = lags.mean(axis=-1, keepdims=True)
         forecast = level + (lags - level) @ self.weights + self.bias
         return Forecast.around(forecast, self.half_width)
+
+    def fold(self) -> "FoldedModel":
+        """Return what a service keeps of the model: all that forecasts one window at a time."""
+        weights = self.weights.astype(float)
+        weights += (1 - weights.sum(axis=0)) / LAGS  # adding the level, and taking it off
+        parts = (array("d", part.ravel()) for part in (weights.T, self.bias, self.half_width))
+        return FoldedModel(self.customer_id, self.version, *parts)
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class FoldedModel:
+    """A ForecastModel as one affine map, in plain numbers: for one window, NumPy takes longer."""
+
+    customer_id: str
+    version: str
+    weights: array  # HORIZON times LAGS, for one day ahead after the other
+    bias: array  # HORIZON
+    half_width: array  # HORIZON
+
+    def predict(self, lags: Sequence[float]) -> Forecast:
+        """Forecast from LAGS values, oldest first, as ForecastModel.predict() but for rounding."""
+        weights = iter(self.weights)  # map() takes LAGS of them, and leaves the others
+        forecast = [max(sum(map(mul, lags, weights)) + bias, FLOOR) for bias in self.bias]
+        pairs = list(zip(forecast, self.half_width, strict=True))
+        bounds = forecast, [max(f - w, FLOOR) for f, w in pairs], [f + w for f, w in pairs]
+        return Forecast(*([round(day * 100) / 100 for day in bound] for bound in bounds))
 
 
 def windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,12 +225,10 @@ def mean_scores(fleet: Iterable[Scores]) -> Scores:
     return Scores(*(float(column.mean()) if column.size else math.nan for column in existing))
 
 
-def extend_history(history: np.ndarray) -> np.ndarray:
+def extend_history(history: list[float]) -> list[float]:
     """Return the last LAGS days of a history of SEASON days or more.
 
     A short one is extended backwards by its own first week.
     """
-    if len(history) >= LAGS:
-        return history[-LAGS:]
-    missing_weeks = math.ceil((LAGS - len(history)) / SEASON)
-    return np.concatenate([np.tile(history[:SEASON], missing_weeks), history])[-LAGS:]
+    missing_weeks = max(0, math.ceil((LAGS - len(history)) / SEASON))
+    return [*history[:SEASON] * missing_weeks, *history[-LAGS:]][-LAGS:]

@@ -10,8 +10,6 @@ from fastapi import FastAPI, Request, Response
 from ray import serve
 
 from forecast_service.contract import (
-    PRODUCTION_ROUTE,
-    DirectRoute,
     ForecastRequest,
     ForecastResponse,
     create_api,
@@ -74,6 +72,7 @@ class ModelService(Generic[Model]):
             FileNotFoundError: if the store does not exist.
         """
         await self.store.check()
+        self.publishing = asyncio.create_task(self.metrics.publish())
         self.pinned = await asyncio.gather(*map(self._pin, self.settings.pinned_customers))
         if self.settings.reload_check_s:
             reloader = ModelReloader(
@@ -160,11 +159,9 @@ def _log_failure(reloading: asyncio.Task) -> None:
 
 def create_service_api(title: str) -> FastAPI:
     """Return the HTTP side of a ModelService, for `serve.ingress`."""
-    api = create_api(title, DirectRoute)
 
-    @api.post(**PRODUCTION_ROUTE)
     async def post_forecast(request: Request) -> Response:
         """Forecast for the customer in the header `serve_multiplexed_model_id`."""
         return await serve.get_replica_context().servable_object.answer_http(request)
 
-    return api
+    return create_api(title, post_forecast)

@@ -5,12 +5,11 @@
 It checks nothing: no id, no body, no token.
 """
 
-import numpy as np
 from ray import serve
 from starlette.requests import Request
 
-from forecast_service.artifact import from_bytes
-from forecast_service.model import ForecastModel, extend_history
+from forecast_service.artifact import folded_from_bytes
+from forecast_service.model import FoldedModel, extend_history
 from forecast_service.service import DEPLOYMENT_OPTIONS
 from forecast_service.settings import Settings
 from forecast_service.store import ModelStore
@@ -24,22 +23,22 @@ class StockForecastingService:
         self.store = ModelStore(settings)
 
         @serve.multiplexed(max_num_models_per_replica=settings.models_per_replica)
-        async def get_model(customer_id: str) -> ForecastModel:
+        async def get_model(customer_id: str) -> FoldedModel:
             artifact = await self.store.read(customer_id)
-            return from_bytes(artifact.data, customer_id)
+            return folded_from_bytes(artifact.data, customer_id)
 
         self.get_model = get_model
 
     async def __call__(self, request: Request) -> dict:
         customer_id = serve.get_multiplexed_model_id()
         model = await self.get_model(customer_id)
-        history = np.array((await request.json())["sequence_data"], dtype=float)
+        history = (await request.json())["sequence_data"]
         forecast, lower, upper = model.predict(extend_history(history))
         return {
             "customer_id": customer_id,
-            "forecast": forecast.tolist(),
-            "lower": lower.tolist(),
-            "upper": upper.tolist(),
+            "forecast": forecast,
+            "lower": lower,
+            "upper": upper,
             "model_version": model.version,
         }
 

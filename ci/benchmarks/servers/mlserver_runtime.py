@@ -14,7 +14,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.repository import ModelRepository
 from mlserver.types import InferenceRequest, InferenceResponse
 
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import folded_from_bytes
 from forecast_service.model import extend_history
 from forecast_service.store import ModelStore
 
@@ -22,11 +22,11 @@ from forecast_service.store import ModelStore
 class Forecaster(MLModel):
     async def load(self) -> bool:
         artifact = await ModelStore().read(self.name)
-        self.forecaster = from_bytes(artifact.data, self.name)
+        self.forecaster = folded_from_bytes(artifact.data, self.name)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        history = self.decode(payload.inputs[0], default_codec=NumpyCodec).ravel()
+        history = self.decode(payload.inputs[0], default_codec=NumpyCodec).ravel().tolist()
         forecast = self.forecaster.predict(extend_history(history))._asdict()
         outputs = [NumpyCodec.encode_output(name, np.array(v)) for name, v in forecast.items()]
         return InferenceResponse(model_name=self.name, outputs=outputs)

@@ -9,10 +9,8 @@ import os
 from collections import OrderedDict
 from functools import wraps
 
-import numpy as np
-
-from forecast_service.artifact import from_bytes
-from forecast_service.model import ForecastModel, extend_history
+from forecast_service.artifact import folded_from_bytes
+from forecast_service.model import FoldedModel, extend_history
 from forecast_service.settings import Settings
 from forecast_service.store import Artifact, ModelStore
 
@@ -24,28 +22,28 @@ class ModelCache:
         settings = Settings()
         self._store = ModelStore(settings)
         self._capacity = settings.models_per_replica
-        self._models: OrderedDict[str, ForecastModel] = OrderedDict()
+        self._models: OrderedDict[str, FoldedModel] = OrderedDict()
 
-    async def get(self, customer_id: str) -> ForecastModel:
-        """Return a customer's model. Raises what ModelStore.read and from_bytes raise."""
+    async def get(self, customer_id: str) -> FoldedModel:
+        """Return a customer's model. Raises what ModelStore.read and folded_from_bytes raise."""
         if customer_id in self._models:
             self._models.move_to_end(customer_id)
             return self._models[customer_id]
         artifact = await self._store.read(customer_id)
-        model = self._models[customer_id] = from_bytes(artifact.data, customer_id)
+        model = self._models[customer_id] = folded_from_bytes(artifact.data, customer_id)
         if len(self._models) > self._capacity:
             self._models.popitem(last=False)
         return model
 
 
-def answer(model: ForecastModel, sequence_data: list[float]) -> dict:
+def answer(model: FoldedModel, sequence_data: list[float]) -> dict:
     """Return what this project's services answer."""
-    forecast, lower, upper = model.predict(extend_history(np.array(sequence_data, dtype=float)))
+    forecast, lower, upper = model.predict(extend_history(sequence_data))
     return {
         "customer_id": model.customer_id,
-        "forecast": forecast.tolist(),
-        "lower": lower.tolist(),
-        "upper": upper.tolist(),
+        "forecast": forecast,
+        "lower": lower,
+        "upper": upper,
         "model_version": model.version,
     }
 

@@ -10,7 +10,7 @@ import os
 from ray import serve
 from starlette.requests import Request
 
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import folded_from_bytes
 from forecast_service.service import DEPLOYMENT_OPTIONS
 from forecast_service.store import ModelStore
 from model_cache import answer
@@ -22,7 +22,7 @@ from model_cache import answer
 )
 class OneForecaster:
     def __init__(self, customer_id: str, artifact: bytes):
-        self.model = from_bytes(artifact, customer_id)
+        self.model = folded_from_bytes(artifact, customer_id)
 
     async def __call__(self, request: Request) -> dict:
         return answer(self.model, (await request.json())["sequence_data"])

@@ -11,7 +11,7 @@ import pytest
 import requests
 from ray.util.state import list_actors
 
-from forecast_service.artifact import from_bytes, to_bytes
+from forecast_service.artifact import folded_from_bytes, to_bytes
 from forecast_service.contract import ForecastRequest, respond
 from forecast_service.model import ForecastModel, Scores
 from lab.chapter import NAMED
@@ -44,7 +44,7 @@ def is_hit(answer: requests.Response) -> bool:
 def right_answer(artifact: bytes, customer_id: str, body: bytes) -> bytes:
     """Return, to the byte, what a service has to answer to a good body."""
     request = ForecastRequest.model_validate_json(body)
-    answer = respond(from_bytes(artifact, customer_id), request)
+    answer = respond(folded_from_bytes(artifact, customer_id), request)
     return answer.model_dump_json(exclude_none=True).encode()
 
 

@@ -40,7 +40,7 @@ from ray.util.state import list_actors, list_tasks  # noqa: E402
 
 import train_models  # noqa: E402
 from drill import WORKERS, Answer, Customer, Drill, ask_all, report, worker_ids  # noqa: E402
-from forecast_service.artifact import from_bytes  # noqa: E402
+from forecast_service.artifact import folded_from_bytes  # noqa: E402
 from forecast_service.contract import ForecastRequest, respond  # noqa: E402
 from forecast_service.settings import Settings  # noqa: E402
 from forecast_service.store import ModelStore  # noqa: E402
@@ -109,7 +109,7 @@ def customers(trained) -> list[Customer]:
     store = ModelStore()
 
     async def expect(customer_id: str, history: list[int]) -> Customer:
-        model = from_bytes((await store.read(customer_id)).data, customer_id)
+        model = folded_from_bytes((await store.read(customer_id)).data, customer_id)
         answer = respond(model, ForecastRequest(sequence_data=history))
         body = answer.model_dump_json(exclude_none=True).encode()
         return Customer(customer_id, history, body)
