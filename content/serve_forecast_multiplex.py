@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from fastapi import Response
 from ray import serve
 
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import folded_from_bytes
 from forecast_service.contract import (
     FORECAST_ROUTE,
     ForecastRequest,
@@ -18,7 +18,7 @@ from forecast_service.contract import (
     create_api,
     respond,
 )
-from forecast_service.model import ForecastModel
+from forecast_service.model import FoldedModel
 from forecast_service.replica import answer_headers, model_id
 from forecast_service.store import ModelStore
 
@@ -38,21 +38,21 @@ class ForecastingService:
         self.reads = {}  # one per customer, however many requests wait for it
 
     @serve.multiplexed(max_num_models_per_replica=4)
-    async def get_model(self, customer_id: str) -> ForecastModel:
+    async def get_model(self, customer_id: str) -> FoldedModel:
         """Fill Ray Serve's cache, one model at a time. It is in memory by now: no waiting here."""
         return await self.load(customer_id)
 
-    async def load(self, customer_id: str) -> ForecastModel:
+    async def load(self, customer_id: str) -> FoldedModel:
         if (model := self.in_memory.get(customer_id)) is not None:
             return model
         if customer_id not in self.reads:
             self.reads[customer_id] = asyncio.create_task(self.read(customer_id))
         return await asyncio.shield(self.reads[customer_id])  # a client that leaves stops nobody
 
-    async def read(self, customer_id: str) -> ForecastModel:
+    async def read(self, customer_id: str) -> FoldedModel:
         try:
             artifact = await self.store.read(customer_id)
-            model = self.in_memory[customer_id] = from_bytes(artifact.data, customer_id)
+            model = self.in_memory[customer_id] = folded_from_bytes(artifact.data, customer_id)
             return model
         finally:
             del self.reads[customer_id]

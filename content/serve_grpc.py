@@ -29,6 +29,7 @@ GRPC_CODES = {  # of every status in errors.py
     500: grpc.StatusCode.INTERNAL,
     502: grpc.StatusCode.DATA_LOSS,
     503: grpc.StatusCode.UNAVAILABLE,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 

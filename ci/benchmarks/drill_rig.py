@@ -62,7 +62,9 @@ class Rig:
             data = to_bytes(model, score(model, series))
             self.store.artifacts[name] = data
             self.histories[name] = series[-LAGS:].tolist()
-            answer = respond(folded_from_bytes(data, name), ForecastRequest.of(self.histories[name]))
+            answer = respond(
+                folded_from_bytes(data, name), ForecastRequest.of(self.histories[name])
+            )
             self.right[name] = answer.model_dump_json(exclude_none=True).encode()
         self.artifacts = dict(self.store.artifacts)  # as they should be
         self.names = list(self.artifacts)

@@ -22,6 +22,7 @@ from forecast_service.errors import (
     InvalidHistoryError,
     LostBodyError,
     MissingTokenError,
+    ModelTooLargeError,
     ServiceError,
     StoreUnavailableError,
     UnknownCustomerError,
@@ -48,6 +49,9 @@ class Forecaster(Protocol):
 
     customer_id: str
     version: str
+
+    @property
+    def size_bytes(self) -> int: ...  # of memory: what a budget counts
 
     def predict(self, lags: Sequence[float]) -> Forecast: ...
 
@@ -367,7 +371,8 @@ FORECAST_ROUTE = {  # of FastAPI's post(): what both services document alike
 }
 PRODUCTION_ROUTE = {
     **FORECAST_ROUTE,
-    "responses": FORECAST_ROUTE["responses"] | describe_responses(*TOKEN_ERRORS),
+    "responses": FORECAST_ROUTE["responses"]
+    | describe_responses(*TOKEN_ERRORS, ModelTooLargeError),
     "openapi_extra": {
         "parameters": [MODEL_ID_PARAMETER, TOKEN_PARAMETER],
         "requestBody": json_body(ForecastRequest),

@@ -46,6 +46,12 @@ class StoreUnavailableError(ServiceError):
     headers: ClassVar = {"Retry-After": str(RETRY_AFTER_S)}
 
 
+class ModelTooLargeError(ServiceError):
+    """This customer's model is larger than the service's memory for models."""
+
+    status = 507
+
+
 class LostBodyError(ServiceError):
     """The server has dropped the body, as it does in a request that asks for an `Upgrade`."""
 

@@ -2,34 +2,53 @@
 
 import asyncio
 import logging
+import math
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from contextlib import contextmanager
+from typing import Generic, NamedTuple
 
 from forecast_service.errors import (
     CorruptModelError,
     InvalidCustomerIdError,
+    ModelTooLargeError,
     UnknownCustomerError,
 )
-from forecast_service.store import ModelStore
+from forecast_service.memory import Holder, Model, ModelMemory
+from forecast_service.store import Admit, ModelStore
 
 CLIENT_ERRORS = InvalidCustomerIdError, UnknownCustomerError  # not for the operator's log
-Model = TypeVar("Model")
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("ray.serve.forecasts")
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class Holder(Generic[Model]):
-    """Where a customer's model is kept, so that a newer one can take its place.
+class Loaded(NamedTuple, Generic[Model]):
+    """A model, and the holder that it was in: by now it may have been replaced or unloaded."""
 
-    A request takes `model` once and works with that, so it never sees two. Without a model, `etag`
-    says why: with one, that artifact is damaged; without, the store has none, or was not asked yet.
-    """
+    model: Model
+    holder: Holder[Model]
 
-    model: Model | None = None
-    etag: str | None = None  # of the artifact that was looked at last, be it good or not
+
+class Gate:
+    """Lets so many bytes in at a time, first come, first served. What is larger goes in alone."""
+
+    def __init__(self, most_bytes: float):
+        self._most_bytes = most_bytes
+        self._inside_bytes = 0
+        self._queue = asyncio.Lock()
+        self._left = asyncio.Event()
+
+    async def enter(self, size_bytes: int) -> None:
+        """Wait for room."""
+        async with self._queue:
+            while self._inside_bytes and self._inside_bytes + size_bytes > self._most_bytes:
+                self._left.clear()
+                await self._left.wait()
+            self._inside_bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        """Give the room back."""
+        self._inside_bytes -= size_bytes
+        self._left.set()
 
 
 class ModelLoader(Generic[Model]):
@@ -43,37 +62,42 @@ class ModelLoader(Generic[Model]):
         self,
         store: ModelStore,
         from_bytes: Callable[[bytes, str], Model],
+        memory: ModelMemory[Model] | None = None,
         *,
         in_thread: bool = False,
+        most_bytes_at_once: float = math.inf,
         on_loaded: Callable[[float, BaseException | None], None] | None = None,
     ):
-        """Take a store, and a function from an artifact's bytes and a customer id to a model.
+        """Take a store, a function from an artifact's bytes and a customer id to a model, a memory.
 
         With `in_thread` the function runs in a thread: it takes so long that the event loop, and
-        with it every other request, should not wait for it. `on_loaded` is told of every load that
-        asked the store: how many seconds it took, and the error that it ended in, or None.
+        with it every other request, should not wait for it. Artifacts that are being read, or made
+        into models, have `most_bytes_at_once` together, and one is always let through. `on_loaded`
+        is told of every load that asked the store: how many seconds it took, and the error that it
+        ended in, or None.
         """
+        self.memory = ModelMemory() if memory is None else memory
         self._store = store
         self._in_thread = in_thread
         self._from_bytes = from_bytes
         self._on_loaded = on_loaded
-        self._alive: weakref.WeakValueDictionary[str, Holder[Model]] = weakref.WeakValueDictionary()
-        self._loading: dict[str, asyncio.Task[Holder[Model]]] = {}
+        self._gate = Gate(most_bytes_at_once)
+        self._loading: dict[str, asyncio.Task[Loaded[Model]]] = {}
 
     def __contains__(self, customer_id: str) -> bool:
         """Return whether a customer's model is in memory."""
-        holder = self._alive.get(customer_id)
+        holder = self.memory.find(customer_id)
         return holder is not None and holder.model is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the customers for whom somebody keeps a holder, with a model or without."""
-        return iter(list(self._alive))
+        """Iterate over the customers for whom somebody keeps a holder, unless it was unloaded."""
+        return (name for name, holder in self.memory.holders() if not holder.unloaded)
 
     def hold(self, customer_id: str) -> Holder[Model]:
         """Return what a customer's model is kept in, empty if it has not been loaded."""
-        return self._alive.setdefault(customer_id, Holder())
+        return self.memory.hold(customer_id)
 
-    async def load(self, customer_id: str) -> Holder[Model]:
+    async def load(self, customer_id: str) -> Loaded[Model]:
         """Return a customer's model. Those who ask while it is being read share one read.
 
         A caller that is cancelled does not cancel the read: another may be waiting for it.
@@ -81,59 +105,86 @@ class ModelLoader(Generic[Model]):
         Raises:
             InvalidCustomerIdError, UnknownCustomerError, StoreUnavailableError: from the store.
             CorruptModelError: from `from_bytes`, or in place of whatever else that raises.
+            ModelTooLargeError: if there is no room for it in memory.
         """
-        holder = self._alive.get(customer_id)
-        while holder is None or holder.model is None:
-            loading = self._loading.get(customer_id) or self._start(customer_id)
-            holder = await asyncio.shield(loading)
-        return holder
+        holder = self.memory.find(customer_id)
+        if holder is not None and holder.model is not None:
+            self.memory.touch(customer_id)
+            return Loaded(holder.model, holder)
+        return await asyncio.shield(self._loading.get(customer_id) or self._start(customer_id))
 
     async def reload(self, customer_id: str) -> bool:
         """Compare what is held for a customer with the store: ask it once. Return if it changed.
 
         A new model is read and verified before it takes its place. If it cannot be used, the old
-        one stays, if there is one, and the new one is not read again.
+        one stays, if there is one, and the new one is not read again. What was unloaded stays so.
 
         Raises:
             UnknownCustomerError: if the store has none, or none any more. Then none is in memory.
-            StoreUnavailableError, CorruptModelError: as load().
+            StoreUnavailableError, CorruptModelError, ModelTooLargeError: as load().
         """
-        holder = self._alive.get(customer_id)
-        if holder is None:
+        holder = self.memory.find(customer_id)
+        if holder is None or holder.unloaded:
             return False
-        try:
-            artifact = await self._store.read_if_changed(customer_id, holder.etag)
-        except UnknownCustomerError:
-            holder.model = holder.etag = None
-            raise
-        if artifact is None:
-            return False
-        holder.etag = artifact.etag
-        holder.model = await self._verify(artifact.data, customer_id)
+        known = holder.etag
+        with self._admission(customer_id) as admit:
+            try:
+                artifact = await self._store.read_if_changed(customer_id, known, admit)
+            except UnknownCustomerError:
+                self.memory.remove(customer_id)
+                raise
+            if artifact is None or holder.etag != known:  # unloaded, or loaded, meanwhile
+                return False
+            holder.etag = artifact.etag
+            model = await self._verify(artifact.data, customer_id)
+            if holder.etag != artifact.etag:
+                return False
+            self.memory.put(customer_id, model, artifact.etag)
         return True
 
-    def _start(self, customer_id: str) -> asyncio.Task[Holder[Model]]:
+    @contextmanager
+    def _admission(self, customer_id: str) -> Iterator[Admit]:
+        """Yield what the store has to await before it reads an artifact of this size and tag."""
+        inside_bytes = 0
+
+        async def admit(size_bytes: int, etag: str | None) -> None:
+            nonlocal inside_bytes
+            try:  # it would be in memory: no artifact may be larger than a model
+                self.memory.require_room(customer_id, size_bytes)
+            except ModelTooLargeError:
+                self._note(customer_id, etag)
+                raise
+            await self._gate.enter(size_bytes)
+            inside_bytes = size_bytes
+
+        try:
+            yield admit
+        finally:
+            self._gate.leave(inside_bytes)
+
+    def _note(self, customer_id: str, etag: str | None) -> None:
+        """Note which artifact was looked at: reload() need not read it, should it be no good."""
+        if holder := self.memory.find(customer_id):
+            holder.etag, holder.unloaded = etag, False
+
+    def _start(self, customer_id: str) -> asyncio.Task[Loaded[Model]]:
         started = time.perf_counter()
         task = asyncio.create_task(self._read(customer_id, started))
         self._loading[customer_id] = task
         task.add_done_callback(lambda done: self._finish(customer_id, done, started))
         return task
 
-    async def _read(self, customer_id: str, started: float) -> Holder[Model]:
-        artifact = await self._store.read(customer_id)
-        try:
+    async def _read(self, customer_id: str, started: float) -> Loaded[Model]:
+        with self._admission(customer_id) as admit:
+            artifact = await self._store.read(customer_id, admit)
+            self._note(customer_id, artifact.etag)
             model = await self._verify(artifact.data, customer_id)
-        except CorruptModelError:
-            if customer_id in self._alive:  # somebody keeps its place: reload() need not read it
-                self._alive[customer_id].etag = artifact.etag
-            raise
-        holder = self.hold(customer_id)
-        holder.model, holder.etag = model, artifact.etag
+            holder = self.memory.put(customer_id, model, artifact.etag)
         elapsed_ms = (time.perf_counter() - started) * 1000
         logger.info(
             f"Cold load of {customer_id}: {len(artifact.data)} bytes in {elapsed_ms:.1f} ms."
         )
-        return holder
+        return Loaded(model, holder)
 
     async def _verify(self, data: bytes, customer_id: str) -> Model:
         if self._in_thread:

@@ -18,7 +18,7 @@ from collections import Counter as Count
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from forecast_service.errors import ServiceError
 
@@ -50,6 +50,15 @@ class ServiceMetrics:
         self._reloads = Counter(
             "forecast_reloads",
             "Models that came into memory because the store had a newer one, or a first one.",
+        )
+        self._models = Gauge("forecast_models_in_memory", "Models in memory, the pinned included.")
+        self._memory = Gauge("forecast_model_memory_bytes", "What these take, as they say.")
+        self._budget = Gauge("forecast_model_memory_budget_bytes", "What they may take, if set.")
+        self._unloads = Counter(
+            "forecast_unloads",
+            "Models that the service unloaded: to stay within the budget, or because they were "
+            "idle. Ray Serve's cache counts its own evictions.",
+            tag_keys=("reason",),
         )
 
     @contextmanager
@@ -88,6 +97,19 @@ class ServiceMetrics:
             self._record_failure(error, "service")
         else:
             self._reloads.inc()
+
+    def record_unload(self, reason: str) -> None:
+        """Record that the service unloaded a model: for "budget", or as it was "idle"."""
+        self._unloads.inc(tags={"reason": reason})
+
+    def set_memory(self, models: int, size_bytes: int) -> None:
+        """Set how many models are in memory, and what they take."""
+        self._models.set(models)
+        self._memory.set(size_bytes)
+
+    def set_budget(self, budget_bytes: float) -> None:
+        """Set what the models in memory may take."""
+        self._budget.set(budget_bytes)
 
     def _record_failure(self, error: BaseException, asked_by: str) -> None:
         self._load_failures.inc(tags={"kind": type(error).__name__, "asked_by": asked_by})

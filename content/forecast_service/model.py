@@ -1,6 +1,7 @@
 """One customer's forecasting model: fit it, predict with an interval, score it on unseen days."""
 
 import math
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +105,12 @@ class FoldedModel:
     weights: array  # HORIZON times LAGS, for one day ahead after the other
     bias: array  # HORIZON
     half_width: array  # HORIZON
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of memory that the model takes."""
+        parts = (getattr(self, name) for name in self.__dataclass_fields__)
+        return sys.getsizeof(self) + sum(map(sys.getsizeof, parts))
 
     def predict(self, lags: Sequence[float]) -> Forecast:
         """Forecast from LAGS values, oldest first, as ForecastModel.predict() but for rounding."""

@@ -15,7 +15,7 @@ RETRIES_AT_ONCE = 4  # beside those: a retry that hangs takes nobody else's plac
 ROUNDS = 20  # in the time within which each model is checked
 SHORTEST, LONGEST = 0.7, 0.9  # of that time, between two checks; what is left is for two rounds
 MOST_PUT_OFF = 3  # times that the time between two checks of a customer doubles
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("ray.serve.forecasts")
 
 
 @dataclass(slots=True)

@@ -1,9 +1,11 @@
 """A replica of a production service, but for its decorators, for the entries to share."""
 
 import asyncio
+import gc
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Generic
 
 from fastapi import FastAPI, Request, Response
@@ -18,7 +20,8 @@ from forecast_service.contract import (
     respond,
 )
 from forecast_service.errors import RETRY_AFTER_S, ServiceError
-from forecast_service.loader import Holder, Model, ModelLoader
+from forecast_service.loader import ModelLoader
+from forecast_service.memory import MB, Holder, Model, ModelMemory
 from forecast_service.metrics import ServiceMetrics
 from forecast_service.reloader import ModelReloader
 from forecast_service.replica import answer_headers, model_id
@@ -31,10 +34,11 @@ DEPLOYMENT_OPTIONS = {  # where a service starts; a config file or .options() ch
     "max_queued_requests": 400,  # at each proxy and handle; further ones get a 503 at once
     "backpressure_config": {"retry_after_s": RETRY_AFTER_S},
     "graceful_shutdown_wait_loop_s": 0.5,  # between looks whether a replica's last request is done
-    "logging_config": {"enable_access_log": False},  # a line per request would cost a third
+    "logging_config": {"log_level": "WARNING"},  # at INFO, Ray Serve logs a line per request
 }
-RELOADER_FAILED = "Models in memory no longer follow the store: this replica is to be replaced."
-logger = logging.getLogger("ray.serve")
+LOADING_SHARE = 0.1  # of the budget: artifacts at once, and as much again for what comes of them
+FAILED = "This replica no longer {task}: it is to be replaced."
+logger = logging.getLogger("ray.serve.forecasts")
 
 
 class ModelService(Generic[Model]):
@@ -49,19 +53,32 @@ class ModelService(Generic[Model]):
         in_thread: bool = False,
     ):
         """Take settings, and how an artifact becomes a model: see ModelLoader."""
+        logger.setLevel(logging.INFO if settings.log_loads else logging.WARNING)
         self.settings = settings
         self.tenants = Tenants.of(settings.tenant_key)
         self.metrics = ServiceMetrics()
         self.store = ModelStore(settings, artifact)
-        self.loader = ModelLoader(
-            self.store, from_bytes, in_thread=in_thread, on_loaded=self.metrics.record_load
+        self.budget_bytes = (settings.model_memory_mb or math.inf) * MB
+        self.memory = ModelMemory(
+            settings.pinned_customers,
+            settings.unload_idle_s or math.inf,
+            on_unload=self.metrics.record_unload,
+            on_tick=self.metrics.set_memory,
         )
-        self.reloading: asyncio.Task | None = None  # the event loop's own reference is a weak one
+        self.loader = ModelLoader(
+            self.store,
+            from_bytes,
+            self.memory,
+            in_thread=in_thread,
+            most_bytes_at_once=self.budget_bytes * LOADING_SHARE,
+            on_loaded=self.metrics.record_load,
+        )
+        self.tasks: list[asyncio.Task] = []  # the event loop's own references are weak ones
 
         @serve.multiplexed(max_num_models_per_replica=settings.models_per_replica)
         async def get_model(customer_id: str) -> Holder[Model]:
-            """Put a model into Ray Serve's cache. It is in memory by now: this does not wait."""
-            return await self.loader.load(customer_id)
+            """Put a model into Ray Serve's cache. Its holder is filled by now: no waiting here."""
+            return self.loader.hold(customer_id)
 
         self.get_model = get_model
 
@@ -70,27 +87,34 @@ class ModelService(Generic[Model]):
 
         Raises:
             FileNotFoundError: if the store does not exist.
+            ValueError: if the pinned models take more memory than they may.
         """
         await self.store.check()
-        self.publishing = asyncio.create_task(self.metrics.publish())
         self.pinned = await asyncio.gather(*map(self._pin, self.settings.pinned_customers))
+        if self.budget_bytes < math.inf:
+            self.memory.limit(self.budget_bytes)
+            self.metrics.set_budget(self.budget_bytes)
+        self._keep_up("reports its requests", self.metrics.publish())
+        self._keep_up("unloads models", self.memory.run())
         if self.settings.reload_check_s:
             reloader = ModelReloader(
                 self.loader, self.settings.reload_check_s, self.metrics.record_reload
             )
-            self.reloading = asyncio.create_task(reloader.run())
-            self.reloading.add_done_callback(_log_failure)
+            self._keep_up("follows the store", reloader.run())
+        gc.collect()
+        gc.freeze()  # what is there by now stays: no collection has to look at it again
 
     async def check_health(self) -> None:
-        """Fail once the reloader has failed: Ray Serve then replaces the replica.
+        """Fail once a task in the background has failed: Ray Serve then replaces the replica.
 
         Nothing else counts, the store least of all: models in memory are served without it.
 
         Raises:
-            RuntimeError: if it has failed. Why is in the log.
+            RuntimeError: if one has failed. Why is in the log.
         """
-        if self.reloading and self.reloading.done() and not self.reloading.cancelled():
-            raise RuntimeError(RELOADER_FAILED)
+        for task in self.tasks:
+            if task.done() and not task.cancelled():
+                raise RuntimeError(FAILED.format(task=task.get_name()))
 
     async def forecast(self, sequence_data: list[float], authorization: str | None = None) -> dict:
         """Answer as HTTP does, for the customer in `handle.options(multiplexed_model_id=...)`.
@@ -135,10 +159,9 @@ class ModelService(Generic[Model]):
 
     async def _forecast(self, request: ForecastRequest) -> ForecastResponse:
         customer_id = model_id()
-        holder = await self.loader.load(customer_id)  # waits, or fails, with the cache untouched
-        model = holder.model  # for this request, even if a newer one comes meanwhile
-        await self.get_model(customer_id)  # makes it the most recently used
-        return respond(model, request)
+        loaded = await self.loader.load(customer_id)  # waits, or fails, with the cache untouched
+        await self.get_model(customer_id)  # makes its holder the most recently used
+        return respond(loaded.model, request)  # even if a newer one has come meanwhile
 
     async def _pin(self, customer_id: str) -> Holder[Model]:
         """Return what the replica holds a model in. Without the model, it starts all the same."""
@@ -151,10 +174,16 @@ class ModelService(Generic[Model]):
             logger.warning(f"Not pinned yet: {error}")
         return holder
 
+    def _keep_up(self, what: str, work: Coroutine) -> None:
+        """Run in the background what the replica does as long as it lives."""
+        task = asyncio.create_task(work, name=what)
+        task.add_done_callback(_log_failure)
+        self.tasks.append(task)
 
-def _log_failure(reloading: asyncio.Task) -> None:
-    if not reloading.cancelled():  # as when a replica ends
-        logger.error(RELOADER_FAILED, exc_info=reloading.exception())
+
+def _log_failure(task: asyncio.Task) -> None:
+    if not task.cancelled():  # as when a replica ends
+        logger.error(FAILED.format(task=task.get_name()), exc_info=task.exception())
 
 
 def create_service_api(title: str) -> FastAPI:

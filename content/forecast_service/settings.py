@@ -22,7 +22,15 @@ from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import BaseError
-from pydantic import AnyHttpUrl, Field, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AnyHttpUrl,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from forecast_service.customer_ids import check_customer_id
@@ -187,6 +195,39 @@ class Settings(StoreSettings, TokenSettings):
         description="Seconds for which a model that was replaced or deleted in the store may still "
         "be served, plus one load; 0: for ever.",
     )
+    model_memory_mb: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Megabytes (1 MB = 1 000 000 bytes) that the models in a replica's memory have "
+        "together, by their own size_bytes, the pinned ones included. The least recently used is "
+        "unloaded to make room; models_per_replica still counts. None: no budget.",
+    )
+    unload_idle_s: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds without a request after which a model is unloaded, unless it is "
+        "pinned; 0: never. No less than reload_check_s.",
+    )
+
+    log_loads: bool = Field(
+        True,
+        description="A line in the replica's log for each model that is loaded, reloaded or "
+        "unloaded, whatever Ray Serve's log_level is.",
+    )
+
+    @field_validator("unload_idle_s")
+    @classmethod
+    def outlast_check(cls, idle_s: float, info: ValidationInfo) -> float:
+        """Refuse a time within which a model would be unloaded before it is first checked."""
+        check_s = info.data.get("reload_check_s", 0)  # without it, that one is refused already
+        if 0 < idle_s < check_s:
+            raise ValueError(
+                f"{idle_s:g} s is less than reload_check_s, which is {check_s:g} s: set it to that "
+                "or more, or to 0"
+            )
+        return idle_s
 
     @field_validator("pinned_customers", mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -46,7 +46,7 @@ ADVICE = {  # what to do, by a store's code; without an entry here a code is log
     "the variables for the store, and the files that they name",
     "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY",
 }
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("ray.serve.forecasts")
 
 
 class Artifact(NamedTuple):
@@ -57,6 +57,9 @@ class Artifact(NamedTuple):
 
     data: bytes
     etag: str
+
+
+Admit = Callable[[int, str | None], Awaitable]  # of an artifact's size in bytes, and its tag
 
 
 class StoreFault(Exception):
@@ -190,22 +193,26 @@ class ModelStore:
             "until models are trained into it, or another store is named in MODEL_STORE."
         )
 
-    async def read(self, customer_id: str) -> Artifact:
+    async def read(self, customer_id: str, admit: Admit | None = None) -> Artifact:
         """Return a customer's artifact.
+
+        `admit` is awaited before its bytes are read. It may take its time, and raise an error.
 
         Raises:
             InvalidCustomerIdError: before the store is asked.
             UnknownCustomerError: if the store holds no model of this customer.
         """
-        return await self._get(check_customer_id(customer_id))
+        return await self._get(check_customer_id(customer_id), admit=admit)
 
-    async def read_if_changed(self, customer_id: str, etag: str | None) -> Artifact | None:
+    async def read_if_changed(
+        self, customer_id: str, etag: str | None, admit: Admit | None = None
+    ) -> Artifact | None:
         """Return a customer's artifact, or None if it is still the one of this tag.
 
-        Raises what read() raises.
+        Takes and raises what read() does.
         """
         try:
-            artifact = await self._get(check_customer_id(customer_id), etag)
+            artifact = await self._get(check_customer_id(customer_id), etag, admit)
         except NotModifiedError:
             return None
         return None if artifact.etag == etag else artifact  # a store without tags sends it again
@@ -235,9 +242,11 @@ class ModelStore:
     def _path(self, customer_id: str) -> str:
         return f"{customer_id}/{self._artifact}"
 
-    async def _get(self, customer_id: str, known_etag: str | None = None) -> Artifact:
+    async def _get(
+        self, customer_id: str, known_etag: str | None = None, admit: Admit | None = None
+    ) -> Artifact:
         options = {"if_none_match": known_etag} if known_etag else None
-        async with self._within_timeout():
+        async with self._within_timeout() as timeout:
             await asyncio.sleep(self._added_delay_s)
             try:
                 found = await obstore.get_async(
@@ -251,6 +260,10 @@ class ModelStore:
                 if not (self.folder and (self.folder / customer_id).is_file()):
                     raise
                 raise UnknownCustomerError(f"there is no model for {customer_id}") from None
+            if admit:
+                timeout.reschedule(None)  # the store is not to blame for this wait
+                await admit(found.meta["size"], found.meta["e_tag"])
+                timeout.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
             data = bytes(await found.bytes_async())
             return Artifact(data, found.meta["e_tag"] or f'"{hashlib.sha256(data).hexdigest()}"')
 
@@ -259,11 +272,11 @@ class ModelStore:
         return not self.folder.is_dir() if self.folder else fault.code in NO_SUCH_STORE
 
     @asynccontextmanager
-    async def _within_timeout(self) -> AsyncIterator[None]:
+    async def _within_timeout(self) -> AsyncIterator[asyncio.Timeout]:
         """Turn a late or failing store into StoreUnavailableError."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
+            async with asyncio.timeout(self._timeout_s) as timeout:
+                yield timeout
         except NotModifiedError:
             raise  # an answer, if a short one
         except TimeoutError as error:

@@ -42,7 +42,7 @@ MAX_HEADER_CHARS = 8192
 CACHED_TOKENS = 1024  # that a replica remembers as good; checking a signature takes longer
 KEYS_CHECK_S = 2  # between two looks at the key file
 PATTERN = re.compile(rf"(?=.)({CUSTOMER_ID.pattern})?\*?")
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("ray.serve.forecasts")
 
 
 class Customers:

@@ -47,6 +47,11 @@ class TorchForecaster(nn.Module):
         self.correction = nn.Sequential(*layers, nn.Linear(HIDDEN, HORIZON))
         self.register_buffer("half_width", torch.zeros(HORIZON))  # of the interval, in spreads
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its numbers, the half-width's included."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
     def forward(self, lags: Tensor) -> Tensor:
         """Forecast people, shape (..., HORIZON), from float32 counts (..., LAGS), oldest first.
 

@@ -75,7 +75,7 @@ def test_a_short_history_is_extended_by_its_first_week_and_says_so(ask, fleet, d
     history = [100.0 + day**1.5 for day in range(days)]
     answer = ask("customer_123", history).json()
     expected = from_bytes(fleet["customer_123"], "customer_123").predict(
-        extend_history(np.array(history))
+        np.array(extend_history(history))
     )
     assert answer["forecast"] == expected.forecast.tolist()
     assert answer["padded"] is True

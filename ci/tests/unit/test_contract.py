@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from fastapi import Request, Response
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.testclient import TestClient
 
 from forecast_service.contract import (
@@ -16,8 +17,6 @@ from forecast_service.contract import (
     MAX_FAULTS,
     MAX_HISTORY,
     MAX_VALUE,
-    PRODUCTION_ROUTE,
-    DirectRoute,
     ForecastRequest,
     ForecastResponse,
     create_api,
@@ -66,7 +65,7 @@ class Flat:
     version = "abc"
 
     def predict(self, lags: np.ndarray) -> Forecast:
-        assert lags.shape == (LAGS,)
+        assert len(lags) == LAGS
         return Forecast(*(np.full(HORIZON, lags[-1]) + width for width in (0, -1, 1)))
 
 
@@ -82,18 +81,26 @@ def small_api():
 
 
 def production_api():
-    """The production service's way: the endpoint reads the body itself."""
-    api = create_api("a test", DirectRoute)
+    """The production service's way: past FastAPI, and reads the body itself."""
 
-    @api.post(**PRODUCTION_ROUTE)
     async def post_forecast(request: Request) -> Response:
         answer = respond(Flat(), await read_body(request, ForecastRequest))
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
+    return create_api("a test", post_forecast)
+
+
+def production_api_with_middleware():
+    """What a fork's middleware makes of that: all goes through FastAPI."""
+    api = production_api()
+    api.add_middleware(GZipMiddleware, minimum_size=1_000_000)
     return api
 
 
-@pytest.fixture(scope="module", params=[small_api, production_api], ids=["small", "production"])
+APIS = small_api, production_api, production_api_with_middleware
+
+
+@pytest.fixture(scope="module", params=APIS, ids=[api.__name__ for api in APIS])
 def client(request) -> TestClient:
     return TestClient(request.param(), raise_server_exceptions=False)
 
@@ -336,7 +343,7 @@ def test_both_services_document_the_same_forecast():
     assert small["responses"]["200"] == production["responses"]["200"]
     common = {"200", "400", "404", "408", "413", "415", "422", "502", "503"}
     assert small["responses"].keys() == common
-    assert production["responses"].keys() == common | {"401", "403"}
+    assert production["responses"].keys() == common | {"401", "403", "507"}
     for words in "model id", "Upgrade":
         assert words in small["responses"]["400"]["description"]
     assert "requestBody" in small and "requestBody" in production

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_artifact import ARTIFACT
 
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import folded_from_bytes
 from forecast_service.contract import (
     MAX_FAULTS,
     MAX_HISTORY,
@@ -39,7 +39,7 @@ from forecast_service.store import ModelStore
 from fuzzing import fuzz, json_values
 
 MAX_BYTES = ForecastRequest.max_bytes
-MODEL = from_bytes(ARTIFACT, "customer_123")
+MODEL = folded_from_bytes(ARTIFACT, "customer_123")
 HOSTILE = ["..", ".", "/", "\\", "%2e", "%2f", "\0", "\n", "\r", "~", ":", "file://", "*", " "]
 HOSTILE += ["é", "\uff0e", "\uff0f", "\u202e", "\udce9", "a", "customer_123", "model.safetensors"]
 any_ids = (

@@ -7,11 +7,13 @@ import pytest
 
 from forecast_service.errors import StoreUnavailableError
 from forecast_service.loader import ModelLoader
-from forecast_service.store import Artifact
+from forecast_service.store import Admit, Artifact
 
 
 class Model:
-    """Something that can be weakly referred to."""
+    """Something that has a size, and can be weakly referred to."""
+
+    size_bytes = 0
 
 
 class GatedStore:
@@ -24,7 +26,7 @@ class GatedStore:
         self.expected_are_waiting = asyncio.Event()
         self._expected = expected
 
-    async def read(self, customer_id: str) -> Artifact:
+    async def read(self, customer_id: str, admit: Admit) -> Artifact:
         self.reads.append(customer_id)
         if len(self.reads) == self._expected:
             self.expected_are_waiting.set()
@@ -68,13 +70,13 @@ def test_a_model_is_in_memory_exactly_as_long_as_somebody_holds_it():
         store = GatedStore()
         loader = make_loader(store)
         store.gate.set()
-        model = await loader.load("customer_1")
+        holder = (await loader.load("customer_1")).holder
         assert "customer_1" in loader
         # Not inside the assert: pytest would hold the model.
-        same = await loader.load("customer_1") is model
+        same = (await loader.load("customer_1")).holder is holder
         assert same
         assert store.reads == ["customer_1"]
-        del model
+        del holder
         await asyncio.sleep(0)  # until then, the event loop holds the result
         gc.collect()
         assert "customer_1" not in loader
@@ -96,7 +98,7 @@ def test_a_pinned_model_is_in_memory_and_one_that_is_being_read_is_not():
         await store.expected_are_waiting.wait()
         assert "customer_1" not in loader, "one who joins a read finds no model"
         store.gate.set()
-        assert await first is pin and "customer_1" in loader
+        assert (await first).holder is pin and "customer_1" in loader
 
     asyncio.run(scenario())
 

@@ -1,6 +1,8 @@
 """The model: what it may see, what it promises, and how it is scored."""
 
 import math
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from forecast_service import model as model_module
+from forecast_service.artifact import from_bytes
 from forecast_service.model import (
     CALIBRATION_DAYS,
     COVERAGE,
@@ -36,6 +39,22 @@ WEEK = np.array([10, 20, 30, 40, 50, 60, 70])
 @pytest.fixture
 def series(footfall) -> np.ndarray:
     return footfall[2][0]
+
+
+def test_a_folded_model_takes_the_memory_that_it_says(fleet):
+    customer_id, artifact = next(iter(fleet.items()))
+    model = from_bytes(artifact, customer_id)
+    model.fold()  # what is made once
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        folded = model.fold()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    ids = sum(map(sys.getsizeof, (folded.customer_id, folded.version)))  # the loaded model has them
+    assert folded.size_bytes - ids == pytest.approx(after - before, rel=0.1)
+    assert folded.size_bytes < 3000
 
 
 def test_the_windows_are_every_pair_of_past_and_future():
@@ -152,7 +171,7 @@ histories = st.lists(values, min_size=SEASON, max_size=LAGS)
 @given(fitted_series, histories)
 def test_any_forecast_lies_in_its_interval_and_both_lie_above_the_floor(counts, history):
     model = fit("c", counts, "")
-    forecast, lower, upper = model.predict(extend_history(np.array(history)))
+    forecast, lower, upper = model.predict(np.array(extend_history(history)))
     assert (lower >= FLOOR).all() and (lower <= forecast).all() and (forecast <= upper).all()
     cent = 0.01 + 1e-9 * np.abs(upper)  # of rounding
     assert (np.abs(upper - forecast - model.half_width) <= cent).all()
@@ -204,9 +223,30 @@ def test_the_floor_can_be_lowered_for_series_that_may_be_negative(series, monkey
     assert (shifted.predict(lags - 5000).upper < 0).all()
 
 
+@fuzz
+@given(fitted_series, histories)
+def test_a_folded_model_forecasts_as_the_model_but_for_rounding(counts, history):
+    model, lags = fit("c", counts, ""), extend_history(history)
+    folded, expected = model.fold().predict(lags), model.predict(np.array(lags))
+    cent = 0.01 + 1e-9 * np.abs(expected.upper).max() + 1e-12 * np.abs(lags).max()
+    for one, other in zip(folded, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=cent, rtol=0)
+    days = zip(*folded, strict=True)
+    assert all(FLOOR <= lower <= forecast <= upper for forecast, lower, upper in days)
+
+
+def test_a_folded_model_answers_as_the_model_does_on_real_days(footfall):
+    for row in footfall[2][::10]:
+        model, lags = fit("c", row[:-HOLDOUT_DAYS], ""), row[-LAGS:].astype(float)
+        for one, other in zip(
+            model.fold().predict(lags.tolist()), model.predict(lags), strict=True
+        ):
+            assert one == other.tolist()
+
+
 @pytest.mark.parametrize("days", range(SEASON, 40))
 def test_a_short_history_is_extended_week_by_week(days):
-    history = np.arange(100.0, 100 + days)
+    history = list(range(100, 100 + days))
     extended = extend_history(history)
     assert len(extended) == LAGS
     kept = min(days, LAGS)

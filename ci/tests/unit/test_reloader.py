@@ -6,51 +6,20 @@ No test waits: the event loop's clock jumps to when the next thing is due.
 import asyncio
 import gc
 import itertools
-import selectors
 import weakref
 from collections import Counter
 
 import pytest
+from jumping_clock import now_s, run
 
 from forecast_service.errors import CorruptModelError, StoreUnavailableError, UnknownCustomerError
 from forecast_service.loader import ModelLoader
+from forecast_service.memory import Holder
 from forecast_service.reloader import CHECKS_AT_ONCE, ModelReloader
-from forecast_service.store import Artifact
+from forecast_service.store import Admit, Artifact
 
 CHECK_S = 30.0
 LONGEST_S = 8 * CHECK_S  # between two checks of a customer who is put off
-
-
-class JumpingSelector(selectors.DefaultSelector):
-    """Waits for nothing, and puts the clock forward instead."""
-
-    now_s = 0.0
-
-    def select(self, timeout: float | None = None):
-        assert timeout is not None, "nothing is due any more"
-        self.now_s += timeout
-        return super().select(0)
-
-
-def run(scenario) -> None:
-    """Run a scenario, and check that it leaves no task behind."""
-    selector = JumpingSelector()
-
-    def make_loop():
-        loop = asyncio.SelectorEventLoop(selector)
-        loop.time = lambda: selector.now_s
-        return loop
-
-    async def without_leftovers():
-        await scenario()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    with asyncio.Runner(loop_factory=make_loop) as runner:
-        runner.run(without_leftovers())
-
-
-def now_s() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Model:
@@ -62,6 +31,7 @@ class Model:
         if data.startswith(b"!"):
             raise RecursionError("the reader of artifacts has a bug")
         self.version = data.decode()
+        self.size_bytes = len(data)
 
 
 class Store:
@@ -81,14 +51,16 @@ class Store:
         async with self._began:
             await self._began.wait_for(lambda: self.at_work >= requests)
 
-    async def read(self, customer_id: str) -> Artifact:
-        return await self._get(customer_id, None)
+    async def read(self, customer_id: str, admit: Admit) -> Artifact:
+        return await self._get(customer_id, None, admit)
 
-    async def read_if_changed(self, customer_id: str, etag: str | None) -> Artifact | None:
+    async def read_if_changed(
+        self, customer_id: str, etag: str | None, admit: Admit
+    ) -> Artifact | None:
         self.checks.append((now_s(), customer_id))
-        return await self._get(customer_id, etag)
+        return await self._get(customer_id, etag, admit)
 
-    async def _get(self, customer_id: str, etag: str | None) -> Artifact | None:
+    async def _get(self, customer_id: str, etag: str | None, admit: Admit) -> Artifact | None:
         async with self._began:
             self.at_work += 1
             self.most_at_work = max(self.most_at_work, self.at_work)
@@ -103,6 +75,7 @@ class Store:
             raise UnknownCustomerError(f"there is no model for {customer_id}")
         if data.decode() == etag:
             return None
+        await admit(len(data), data.decode())
         self.reads.append(customer_id)
         return Artifact(data, data.decode())
 
@@ -127,6 +100,9 @@ class Replica:
         else:
             self.reloads += 1
 
+    async def load(self, customer_id: str) -> Holder:
+        return (await self.loader.load(customer_id)).holder
+
     async def __aenter__(self) -> "Replica":
         self._running = asyncio.create_task(self._reloader.run())
         return self
@@ -150,14 +126,14 @@ def test_a_newer_model_is_served_in_time_and_requests_at_work_keep_the_old_one()
     async def scenario():
         store = Store()
         async with Replica(store) as replica:
-            holder = await replica.loader.load("customer_0")
+            holder = await replica.load("customer_0")
             at_work = holder.model
             await asyncio.sleep(7.3 * CHECK_S)
             store.artifacts["customer_0"] = b"new"
             await asyncio.sleep(CHECK_S + store.delay_s)
             assert holder.model.version == "new"
             assert at_work.version == "old"
-            assert await replica.loader.load("customer_0") is holder
+            assert await replica.load("customer_0") is holder
             assert (replica.reloads, replica.errors) == (1, [])
         assert store.reads == ["customer_0"] * 2, "an artifact was read that had not changed"
 
@@ -171,7 +147,7 @@ def test_every_model_is_checked_in_time_whenever_it_was_loaded():
             began_s, held = {}, []
             for name in store.artifacts:
                 await asyncio.sleep(1.7)
-                held.append(await replica.loader.load(name))
+                held.append(await replica.load(name))
                 began_s[name] = now_s()
             await asyncio.sleep(20 * CHECK_S)
         for name, loaded_s in began_s.items():
@@ -187,7 +163,7 @@ def test_replicas_that_load_at_the_same_time_do_not_check_at_the_same_time():
         stores = Store(customers=100), Store(customers=100)
         async with Replica(stores[0]) as first, Replica(stores[1]) as second:
             held = [
-                await asyncio.gather(first.loader.load(name), second.loader.load(name))
+                await asyncio.gather(first.load(name), second.load(name))
                 for name in stores[0].artifacts
             ]
             await asyncio.sleep(CHECK_S)
@@ -206,7 +182,7 @@ def test_a_corrupt_upload_is_refused_and_reported_once_and_the_old_model_goes_on
     async def scenario():
         store = Store()
         async with Replica(store) as replica:
-            holder = await replica.loader.load("customer_0")
+            holder = await replica.load("customer_0")
             store.artifacts["customer_0"] = b"? damaged"
             await asyncio.sleep(10 * CHECK_S)
             assert holder.model.version == "old"
@@ -226,7 +202,7 @@ def test_rolling_back_is_putting_the_old_artifact_back(upload):
     async def scenario():
         store = Store()
         async with Replica(store) as replica:
-            holder = await replica.loader.load("customer_0")
+            holder = await replica.load("customer_0")
             for data in upload, b"old":
                 store.artifacts["customer_0"] = data
                 await asyncio.sleep(2 * CHECK_S)
@@ -239,7 +215,7 @@ def test_a_deleted_model_leaves_memory_though_it_is_held_and_comes_back_into_its
     async def scenario():
         store = Store()
         async with Replica(store) as replica:
-            holder = await replica.loader.load("customer_0")  # as Ray's cache and a pin hold it
+            holder = await replica.load("customer_0")  # as Ray's cache and a pin hold it
             model = weakref.ref(holder.model)
             del store.artifacts["customer_0"]
             await asyncio.sleep(CHECK_S + store.delay_s)
@@ -247,9 +223,9 @@ def test_a_deleted_model_leaves_memory_though_it_is_held_and_comes_back_into_its
             assert model() is None, "a deleted customer's model is still in memory"
             assert "customer_0" not in replica.loader
             with pytest.raises(UnknownCustomerError):
-                await replica.loader.load("customer_0")
+                await replica.load("customer_0")
             store.artifacts["customer_0"] = b"returned"
-            assert await replica.loader.load("customer_0") is holder
+            assert await replica.load("customer_0") is holder
             assert holder.model.version == "returned"
             assert replica.errors == [], "a deletion is no error"
 
@@ -260,7 +236,7 @@ def test_a_store_that_is_down_is_said_once_and_what_changed_meanwhile_is_reloade
     async def scenario():
         store = Store(customers=100)
         async with Replica(store) as replica:
-            holders = [await replica.loader.load(name) for name in store.artifacts]
+            holders = [await replica.load(name) for name in store.artifacts]
             store.silent_for = set(store.artifacts)
             store.artifacts = dict.fromkeys(store.artifacts, b"new")
             await asyncio.sleep(10 * CHECK_S)
@@ -285,7 +261,7 @@ def test_unreadable_models_are_retried_apart_and_all_others_are_checked_in_time(
         names = list(store.artifacts)  # the unreadable ones were loaded first
         store.silence_s = silence_s
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in names]
+            held = [await replica.load(name) for name in names]
             store.silent_for = set(names[:unreadable])
             await asyncio.sleep(4 * CHECK_S)  # by then the store has failed each of them
             began_s = now_s()
@@ -310,7 +286,7 @@ def test_retries_that_hang_hold_up_nobody_else():
         names = list(store.artifacts)
         store.silence_s = 4 * CHECK_S
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in names]
+            held = [await replica.load(name) for name in names]
             store.silent_for = set(names[: 3 * CHECKS_AT_ONCE])
             await asyncio.sleep(30 * CHECK_S)  # by then the store has failed each of them
             began_s = now_s()
@@ -330,7 +306,7 @@ def test_models_that_are_unreadable_all_at_once_delay_no_other_check():
         store = Store(customers=200)
         names = list(store.artifacts)
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in names]
+            held = [await replica.load(name) for name in names]
             await asyncio.sleep(5 * CHECK_S)
             store.silent_for = set(names[: len(names) // 2])
             store.artifacts = dict.fromkeys(names, b"new")
@@ -347,7 +323,7 @@ def test_an_unreadable_model_is_asked_for_ever_less_often_and_noticed_within_the
     async def scenario():
         store = Store(customers=2)
         async with Replica(store) as replica:
-            unreadable, other = [await replica.loader.load(name) for name in store.artifacts]
+            unreadable, other = [await replica.load(name) for name in store.artifacts]
             store.silent_for = {"customer_0"}
             store.artifacts = dict.fromkeys(store.artifacts, b"new")
             await asyncio.sleep(30 * CHECK_S)
@@ -374,7 +350,7 @@ def test_while_the_store_is_down_it_is_not_asked_for_every_model(silence_s):
         store = Store(customers=1000)
         store.silence_s = silence_s
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in store.artifacts]
+            held = [await replica.load(name) for name in store.artifacts]
             await asyncio.sleep(CHECK_S)
             for most in 250, 170, 170:
                 store.silent_for = set(store.artifacts)
@@ -392,7 +368,7 @@ def test_a_store_that_is_back_is_noticed_in_time_however_long_it_was_away(
     async def scenario():
         store = Store(customers)
         async with Replica(store) as replica:
-            holders = [await replica.loader.load(name) for name in store.artifacts]
+            holders = [await replica.load(name) for name in store.artifacts]
             await asyncio.sleep(CHECK_S)
             store.silent_for = set(store.artifacts)
             store.artifacts = dict.fromkeys(store.artifacts, b"new")
@@ -414,7 +390,7 @@ def test_the_part_of_a_store_that_comes_back_is_found_whoever_is_in_memory_longe
         store = Store(customers=1000)
         names = list(store.artifacts)
         async with Replica(store) as replica:
-            holders = [await replica.loader.load(name) for name in names]
+            holders = [await replica.load(name) for name in names]
             store.silent_for = set(names)
             store.artifacts = dict.fromkeys(names, b"new")
             await asyncio.sleep(30 * CHECK_S)
@@ -429,11 +405,11 @@ def test_a_few_checks_are_at_work_at_a_time_and_no_request_waits_for_one():
     async def scenario():
         store = Store(customers=200)
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in store.artifacts]
+            held = [await replica.load(name) for name in store.artifacts]
             store.delay_s = 2
             await store.until_at_work(CHECKS_AT_ONCE)
             before_s = now_s()
-            assert [await replica.loader.load(name) for name in store.artifacts] == held
+            assert [await replica.load(name) for name in store.artifacts] == held
             assert now_s() == before_s, "a request for a model in memory waits for a check"
             await asyncio.sleep(10 * CHECK_S)
             assert store.most_at_work == CHECKS_AT_ONCE
@@ -445,7 +421,7 @@ def test_checks_that_cannot_keep_up_say_what_to_do(caplog):
     async def scenario():
         store = Store(customers=200)
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in store.artifacts]
+            held = [await replica.load(name) for name in store.artifacts]
             await asyncio.sleep(10 * CHECK_S)
             assert held and not warnings(caplog)
             store.delay_s = 2 * CHECK_S * CHECKS_AT_ONCE / len(held)
@@ -459,7 +435,7 @@ def test_a_model_that_nobody_holds_is_not_checked():
     async def scenario():
         store = Store()
         async with Replica(store) as replica:
-            await replica.loader.load("customer_0")
+            await replica.load("customer_0")
             await asyncio.sleep(CHECK_S / 2)
             gc.collect()
             store.checks.clear()
@@ -500,14 +476,14 @@ def test_a_deleted_customer_in_the_cache_is_put_off_and_counts_as_no_requests_er
     async def scenario():
         store = Store()
         async with Replica(store) as replica:
-            cached = await replica.loader.load("customer_0")
+            cached = await replica.load("customer_0")
             del store.artifacts["customer_0"]
             await asyncio.sleep(60 * 60)
             assert cached.model is None and len(store.checks) <= 24
             assert (replica.loads, replica.errors) == ([None], [])
             for load in range(2):
                 with pytest.raises(UnknownCustomerError):
-                    await replica.loader.load("customer_0")
+                    await replica.load("customer_0")
                 assert len(replica.loads) == 2 + load, "a request has to ask the store at once"
             store.artifacts["customer_0"] = b"old"
             await asyncio.sleep(LONGEST_S + store.delay_s)
@@ -523,7 +499,7 @@ def test_a_damaged_artifact_is_read_once_and_a_good_one_noticed(kept, caplog):
         store = Store()
         async with Replica(store) as replica:
             if kept == "cached":
-                holder = await replica.loader.load("customer_0")
+                holder = await replica.load("customer_0")
                 del store.artifacts["customer_0"]
                 await asyncio.sleep(CHECK_S + store.delay_s)
             else:
@@ -534,7 +510,7 @@ def test_a_damaged_artifact_is_read_once_and_a_good_one_noticed(kept, caplog):
             assert store.reads == ["customer_0"], "what cannot be used was read again"
             assert [type(error) for error in replica.errors] == [CorruptModelError]
             with pytest.raises(CorruptModelError):
-                await replica.loader.load("customer_0")
+                await replica.load("customer_0")
             assert store.reads == ["customer_0"] * 2, "a request has to ask the store at once"
             store.artifacts["customer_0"] = b"repaired"
             await asyncio.sleep(LONGEST_S + store.delay_s)
@@ -552,7 +528,7 @@ def test_what_a_request_finds_damaged_is_not_read_again_for_the_place_that_is_ke
         async with Replica(store) as replica:
             pinned = replica.loader.hold("customer_0")
             with pytest.raises(CorruptModelError):
-                await replica.loader.load("customer_0")
+                await replica.load("customer_0")
             await asyncio.sleep(60 * 60)
             assert store.reads == ["customer_0"] and store.checks
             assert pinned.model is None and not replica.errors
@@ -567,7 +543,7 @@ def test_a_model_that_a_request_brings_back_is_checked_in_time_whoever_was_put_o
             holder = replica.loader.hold("customer_0")
             await asyncio.sleep(20 * CHECK_S)
             store.artifacts["customer_0"] = b"old"
-            await replica.loader.load("customer_0")
+            await replica.load("customer_0")
             store.artifacts["customer_0"] = b"new"
             await asyncio.sleep(CHECK_S + store.delay_s)
             assert holder.model.version == "new"
@@ -581,7 +557,7 @@ def test_whatever_a_reader_of_artifacts_raises_is_about_that_artifact(in_thread,
         store = Store(customers=2)
         store.artifacts["customer_2"] = b"! too much for it"
         loader = ModelLoader(store, Model, in_thread=in_thread)
-        held = [await loader.load(name) for name in ("customer_0", "customer_1")]
+        held = [(await loader.load(name)).holder for name in ("customer_0", "customer_1")]
         store.artifacts["customer_0"] = store.artifacts["customer_2"]
         for ask, name in (loader.load, "customer_2"), (loader.reload, "customer_0"):
             with pytest.raises(CorruptModelError, match=f"{name} cannot be read: RecursionError"):
@@ -598,7 +574,7 @@ def test_a_reader_of_artifacts_that_fails_in_its_own_way_stops_no_other_check(ca
     async def scenario():
         store = Store(customers=2)
         async with Replica(store) as replica:
-            holders = [await replica.loader.load(name) for name in store.artifacts]
+            holders = [await replica.load(name) for name in store.artifacts]
             store.artifacts["customer_0"] = b"! too much for it"
             await asyncio.sleep(2 * CHECK_S)
             store.artifacts["customer_1"] = b"new"
@@ -621,7 +597,7 @@ def test_what_nobody_expects_ends_the_reloader_with_its_traceback_and_nothing_go
             raise ZeroDivisionError(f"{failing} has a bug")
 
         running = asyncio.create_task(ModelReloader(loader, CHECK_S, fail).run())
-        held = [await loader.load(name) for name in store.artifacts]
+        held = [(await loader.load(name)).holder for name in store.artifacts]
         if failing == "the store":
             store.read_if_changed = fail
         else:
@@ -638,7 +614,7 @@ def test_stopping_in_the_middle_of_a_check_leaves_nothing_behind():
     async def scenario():
         store = Store(customers=20)
         async with Replica(store) as replica:
-            held = [await replica.loader.load(name) for name in store.artifacts]
+            held = [await replica.load(name) for name in store.artifacts]
             store.delay_s = 100 * CHECK_S
             await store.until_at_work(CHECKS_AT_ONCE)
             assert held

@@ -41,6 +41,14 @@ def test_a_service_that_is_told_nothing_has_sound_settings():
         ("reload_check_s", -1, "greater than or equal to 0"),
         ("reload_check_s", "inf", "finite number"),
         ("reload_check_s", "nan", "finite number"),
+        ("model_memory_mb", 0, "greater than 0"),
+        ("model_memory_mb", -50, "greater than 0"),
+        ("model_memory_mb", "inf", "finite number"),
+        ("model_memory_mb", "nan", "finite number"),
+        ("model_memory_mb", "all", "valid number"),
+        ("unload_idle_s", -1, "greater than or equal to 0"),
+        ("unload_idle_s", "inf", "finite number"),
+        ("unload_idle_s", 29.9, "29.9 s is less than reload_check_s, which is 30 s"),
         ("model_store", " ", "at least 1 character"),
         ("model_store", '"s3://bucket"', "take the quotes around it away"),
         ("model_store", "'models'", "take the quotes around it away"),
@@ -110,6 +118,9 @@ def test_variables_have_the_names_of_the_settings_in_upper_case(monkeypatch, tmp
         "MODELS_PER_REPLICA": "100",
         "PINNED_CUSTOMERS": "customer_123",
         "RELOAD_CHECK_S": "0",
+        "MODEL_MEMORY_MB": "50",
+        "UNLOAD_IDLE_S": "600",
+        "LOG_LOADS": "false",
         "TENANT_KEY": str(tmp_path / "key"),
     }
     assert {name.upper() for name in Settings.model_fields} == variables.keys()
@@ -119,7 +130,7 @@ def test_variables_have_the_names_of_the_settings_in_upper_case(monkeypatch, tmp
     assert settings.model_store == "s3://bucket/models"
     assert (settings.store_timeout_s, settings.store_added_delay_s) == (2.5, 0.1)
     assert (settings.models_per_replica, settings.reload_check_s) == (100, 0)
-    assert settings.pinned_customers == ("customer_123",)
+    assert settings.pinned_customers == ("customer_123",) and not settings.log_loads
     assert settings.tenant_key == tmp_path / "key"
 
 

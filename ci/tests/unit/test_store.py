@@ -154,7 +154,7 @@ def in_s3() -> ModelStore:
 
 
 def warnings(caplog) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "ray.serve"]
+    return [record.message for record in caplog.records if record.name == "ray.serve.forecasts"]
 
 
 def test_without_the_right_to_list_the_start_says_what_follows_and_what_to_allow(server, caplog):

@@ -360,7 +360,7 @@ def test_a_secret_is_changed_while_the_service_runs(key_file, followed, caplog):
         (NEXT_SECRET + b"\n" + SECRET, [True, True]),
         (NEXT_SECRET, [False, True]),
     ]
-    caplog.set_level("INFO", "ray.serve")
+    caplog.set_level("INFO", "ray.serve.forecasts")
     assert good(tenants) == [True, False]
     for number, (data, wanted) in enumerate(steps, start=1):
         key_file.write_bytes(data)
