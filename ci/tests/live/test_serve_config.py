@@ -154,7 +154,7 @@ def test_it_deploys_the_production_service_by_its_names(app):
     if scaling := deployment.get("autoscaling_config"):
         assert AutoscalingConfig(**scaling).model_dump(exclude_unset=True) == scaling
     if logging := deployment.get("logging_config"):
-        assert not logging["enable_access_log"], "a logging_config replaces the service's own"
+        assert logging["log_level"] == "WARNING", "a logging_config replaces the service's own"
 
 
 @pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe"])

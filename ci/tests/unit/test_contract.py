@@ -240,7 +240,7 @@ COSTLY = {  # what takes a parser or a validator long, or took it long at some t
 
 
 async def least_seconds(api, body: bytes, status: int) -> float:
-    """Return what it takes an application at least to answer a body, with this status."""
+    """Return the CPU time that an application takes at least to answer a body, with this status."""
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
     seconds, answered = [], []
 
@@ -250,10 +250,10 @@ async def least_seconds(api, body: bytes, status: int) -> float:
     async def send(message: dict) -> None:
         answered.append(message)
 
-    for _ in range(3):
-        started = time.perf_counter()
+    for _ in range(5):
+        started = time.thread_time()
         await api(scope, receive, send)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.thread_time() - started)
     assert answered[0]["status"] == status, body[:60]
     return min(seconds)
 
