@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, NamedTuple
@@ -34,21 +35,30 @@ class Gate:
     def __init__(self, most_bytes: float):
         self._most_bytes = most_bytes
         self._inside_bytes = 0
-        self._queue = asyncio.Lock()
-        self._left = asyncio.Event()
+        self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
 
-    async def enter(self, size_bytes: int) -> None:
-        """Wait for room."""
-        async with self._queue:
-            while self._inside_bytes and self._inside_bytes + size_bytes > self._most_bytes:
-                self._left.clear()
-                await self._left.wait()
-            self._inside_bytes += size_bytes
+    def enter(self, size_bytes: int) -> asyncio.Future[int]:
+        """Return a turn. It is done when the bytes are in, which may be at once."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size_bytes, turn))
+        self._let_in()
+        return turn
 
-    def leave(self, size_bytes: int) -> None:
-        """Give the room back."""
-        self._inside_bytes -= size_bytes
-        self._left.set()
+    def leave(self, turn: asyncio.Future[int]) -> None:
+        """Give the room of a turn back, or give it up if it has not come."""
+        if not turn.cancel() and not turn.cancelled():
+            self._inside_bytes -= turn.result()
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting:
+            size_bytes, turn = self._waiting[0]
+            if not turn.cancelled():
+                if self._inside_bytes and self._inside_bytes + size_bytes > self._most_bytes:
+                    return
+                self._inside_bytes += size_bytes
+                turn.set_result(size_bytes)
+            self._waiting.popleft()
 
 
 class ModelLoader(Generic[Model]):
@@ -144,23 +154,23 @@ class ModelLoader(Generic[Model]):
 
     @contextmanager
     def _admission(self, customer_id: str) -> Iterator[Admit]:
-        """Yield what the store has to await before it reads an artifact of this size and tag."""
-        inside_bytes = 0
+        """Yield what the store asks for an artifact's turn before it reads the bytes."""
+        turns = []
 
-        async def admit(size_bytes: int, etag: str | None) -> None:
-            nonlocal inside_bytes
+        def admit(size_bytes: int, etag: str | None) -> asyncio.Future:
             try:  # it would be in memory: no artifact may be larger than a model
                 self.memory.require_room(customer_id, size_bytes)
             except ModelTooLargeError:
                 self._note(customer_id, etag)
                 raise
-            await self._gate.enter(size_bytes)
-            inside_bytes = size_bytes
+            turns.append(self._gate.enter(size_bytes))
+            return turns[-1]
 
         try:
             yield admit
         finally:
-            self._gate.leave(inside_bytes)
+            for turn in turns:
+                self._gate.leave(turn)
 
     def _note(self, customer_id: str, etag: str | None) -> None:
         """Note which artifact was looked at: reload() need not read it, should it be no good."""

@@ -21,7 +21,7 @@ from forecast_service.contract import (
 )
 from forecast_service.errors import RETRY_AFTER_S, ServiceError
 from forecast_service.loader import ModelLoader
-from forecast_service.memory import MB, Holder, Model, ModelMemory
+from forecast_service.memory import MB, Holder, Model, ModelMemory, return_freed_memory
 from forecast_service.metrics import ServiceMetrics
 from forecast_service.reloader import ModelReloader
 from forecast_service.replica import answer_headers, model_id
@@ -92,6 +92,7 @@ class ModelService(Generic[Model]):
         await self.store.check()
         self.pinned = await asyncio.gather(*map(self._pin, self.settings.pinned_customers))
         if self.budget_bytes < math.inf:
+            return_freed_memory()
             self.memory.limit(self.budget_bytes)
             self.metrics.set_budget(self.budget_bytes)
         self._keep_up("reports its requests", self.metrics.publish())

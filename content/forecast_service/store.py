@@ -6,11 +6,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -22,7 +23,11 @@ from forecast_service.customer_ids import check_customer_id
 from forecast_service.errors import StoreUnavailableError, UnknownCustomerError
 from forecast_service.settings import StoreSettings, check_store_variables
 
+if TYPE_CHECKING:
+    from obstore import GetResult
+
 MAX_RETRIES = 2
+PIECE_BYTES = 256_000  # of a large artifact, to read at a time
 PROBE = "-"  # no customer's id: those begin with a letter, a digit or '_'
 SAY_AGAIN_S = 3600  # a fault that lasts is in the log once an hour
 STATUS = re.compile(r"status code: (\d{3})[^:]*")
@@ -59,7 +64,7 @@ class Artifact(NamedTuple):
     etag: str
 
 
-Admit = Callable[[int, str | None], Awaitable]  # of an artifact's size in bytes, and its tag
+Admit = Callable[[int, str | None], asyncio.Future]  # by an artifact's size in bytes, and its tag
 
 
 class StoreFault(Exception):
@@ -196,7 +201,7 @@ class ModelStore:
     async def read(self, customer_id: str, admit: Admit | None = None) -> Artifact:
         """Return a customer's artifact.
 
-        `admit` is awaited before its bytes are read. It may take its time, and raise an error.
+        Its bytes are read when what `admit` returns is done. `admit` may raise an error instead.
 
         Raises:
             InvalidCustomerIdError: before the store is asked.
@@ -248,24 +253,36 @@ class ModelStore:
         options = {"if_none_match": known_etag} if known_etag else None
         async with self._within_timeout() as timeout:
             await asyncio.sleep(self._added_delay_s)
-            try:
-                found = await obstore.get_async(
-                    self._store, self._path(customer_id), options=options
-                )
-            except FileNotFoundError as error:
-                if self._is_missing(StoreFault(error)):
-                    raise
-                raise UnknownCustomerError(f"there is no model for {customer_id}") from None
-            except GenericError:  # as of a file where a customer's folder would be
-                if not (self.folder and (self.folder / customer_id).is_file()):
-                    raise
-                raise UnknownCustomerError(f"there is no model for {customer_id}") from None
-            if admit:
-                timeout.reschedule(None)  # the store is not to blame for this wait
-                await admit(found.meta["size"], found.meta["e_tag"])
+            found = await self._ask(customer_id, options)
+            turn = admit(found.meta["size"], found.meta["e_tag"]) if admit else None
+            if turn and not turn.done():
+                del found  # a response that waits would keep half a megabyte in memory
+                timeout.reschedule(None)  # nor is the store to blame for this wait
+                await turn
                 timeout.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
-            data = bytes(await found.bytes_async())
+                found = await self._ask(customer_id, options)
+            data = await self._read_body(found)
             return Artifact(data, found.meta["e_tag"] or f'"{hashlib.sha256(data).hexdigest()}"')
+
+    async def _ask(self, customer_id: str, options: dict[str, str] | None) -> "GetResult":
+        try:
+            return await obstore.get_async(self._store, self._path(customer_id), options=options)
+        except FileNotFoundError as error:
+            if self._is_missing(StoreFault(error)):
+                raise
+            raise UnknownCustomerError(f"there is no model for {customer_id}") from None
+        except GenericError:  # as of a file where a customer's folder would be
+            if not (self.folder and (self.folder / customer_id).is_file()):
+                raise
+            raise UnknownCustomerError(f"there is no model for {customer_id}") from None
+
+    async def _read_body(self, found: "GetResult") -> bytes:
+        if self.folder or found.meta["size"] <= PIECE_BYTES:
+            return bytes(await found.bytes_async())
+        body = BytesIO()  # all at once would be in memory twice: obstore's bytes, and Python's
+        async for piece in found.stream(min_chunk_size=PIECE_BYTES):
+            body.write(piece)
+        return body.getvalue()
 
     def _is_missing(self, fault: StoreFault) -> bool:
         """Return whether it is the store itself that was not found: its folder, its bucket."""

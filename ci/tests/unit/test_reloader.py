@@ -75,7 +75,7 @@ class Store:
             raise UnknownCustomerError(f"there is no model for {customer_id}")
         if data.decode() == etag:
             return None
-        await admit(len(data), data.decode())
+        await admit(len(data), data.decode())  # a real one also asks again, if that takes time
         self.reads.append(customer_id)
         return Artifact(data, data.decode())
 
