@@ -145,6 +145,7 @@ if [[ $tier == long ]]; then
 
   step "Compare with other servers"
   python ci/benchmarks/compare_servers.py --short
+  python ci/benchmarks/compare_pools.py --short
 
   step "Run the exported template in a stand-in for a workspace"
   bash ci/try_template.sh

@@ -1,18 +1,11 @@
-"""The servers that compare_servers.py compares: what to start, and how to ask it."""
+"""The servers that compare_servers.py and compare_pools.py compare: what to start, how to ask."""
 
 import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from lab.local_ray import fast_ingress_settings
 from lab.traffic import JSON_BODY, forecast_request
-
-SERVER_FILES = Path(__file__).with_name("servers")
-HOST, PORT = "127.0.0.1", os.environ.get("BENCHMARK_PORT", "8000")
-URL = f"http://{HOST}:{PORT}"
+from server_process import HOST, PORT, SERVER_FILES, URL, Server
 
 
 def ask_in_body(customer_id: str, history: list[float], path: str = "/") -> dict:
@@ -33,20 +26,6 @@ def ask_open_inference(customer_id: str, history: list[float]) -> dict:
 
 def read_open_inference(answer: dict) -> dict:
     return {output["name"]: output["data"] for output in answer["outputs"]}
-
-
-@dataclass(frozen=True)
-class Server:
-    about: str
-    command: tuple[str, ...]  # a program of its virtual environment, and arguments
-    peer: str | None = None  # whose servers/requirements_*.txt it runs on; None: on ours
-    environment: dict[str, str] = field(default_factory=dict)
-    # What to send for a customer id and a history, as arguments of aiohttp's post()
-    ask: Callable[[str, list[float]], dict] = forecast_request
-    read: Callable[[dict], dict] = dict  # an answer, as our service gives it
-    # Models of a server that has them when it starts, and loads none on demand. The memory that a
-    # model takes is the difference between a start with few and one with many.
-    preloaded: tuple[int, int] | None = None
 
 
 RAY = "python", str(SERVER_FILES / "ray_server.py"), HOST, PORT
@@ -77,6 +56,12 @@ SERVERS = {
         "multiplexing as Ray documents it",
         (*RAY, "lab.stock_service"),
         environment=RAY_SETTINGS,
+    ),
+    "Ray, no forecast": Server(
+        "what Ray allows: multiplexing, a body read, a constant answered; fast ingress (HAProxy)",
+        (*RAY, "empty_models"),
+        environment=FAST_INGRESS,
+        forecasts=False,
     ),
     "Ray per customer": Server(
         "a Serve deployment per customer",

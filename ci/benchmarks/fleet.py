@@ -1,4 +1,4 @@
-"""The models that compare_servers.py serves, and how much of what it asks for."""
+"""The models that the comparisons serve, and how much of what compare_servers.py asks for."""
 
 import asyncio
 from dataclasses import dataclass
@@ -21,13 +21,14 @@ class Parameters:
     store_delay_s: float = 0.1  # simulated, before each read of the store
     warm_customers: int = 32
     warm_s: int = 3  # of requests at each concurrency
-    warm_runs: int = 3
+    warm_runs: int = 5
     concurrency: int = 16
     cold_singles: int = 5
     burst: int = 32  # distinct cold customers at once
-    bursts: int = 3
+    bursts: int = 5
     zipf_skew: float = 1.0
     zipf_requests: int = 2000
+    crowd: int = 10_000  # customers whose models a single replica is to hold
     seed: int = 0
 
 

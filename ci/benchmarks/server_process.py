@@ -1,4 +1,4 @@
-"""A server of contestants.py as processes: install it, start it, watch it, stop all of it."""
+"""A server as processes: install it, start it, watch it, stop all of it."""
 
 import json
 import os
@@ -8,17 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import requests
 
-from contestants import HOST, PORT, SERVER_FILES, Server
+from lab.traffic import forecast_request
 
 ROOT = Path(__file__).parents[2]
+SERVER_FILES = Path(__file__).with_name("servers")
+HOST, PORT = "127.0.0.1", os.environ.get("BENCHMARK_PORT", "8000")
+URL = f"http://{HOST}:{PORT}"
 ENVIRONMENTS = ROOT / ".venv-peers"
 # What reading a model takes; pinned by ROOT
 MODEL_PACKAGES = "numpy", "obstore", "pydantic-settings", "safetensors"
@@ -31,14 +34,31 @@ START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 20
 LEFTOVERS_TIMEOUT_S = 3
 POLL_S = 0.02
+LOAD, CHECK = b".", b"?"  # in LOADS_FILE: see servers/model_cache.py
+REPLICA = "ray::ServeReplica"  # how the title of a replica's process begins
 
 
 class ServerError(RuntimeError):
-    """A server does not start, or answers what it should not."""
+    """A server does not start, or answers what it should not. Its first line says which."""
 
 
-class InstallError(RuntimeError):
+class InstallError(ServerError):
     """A server cannot be installed on this Python."""
+
+
+@dataclass(frozen=True)
+class Server:
+    about: str
+    command: tuple[str, ...]  # a program of its virtual environment, and arguments
+    peer: str | None = None  # whose servers/requirements_*.txt it runs on; None: on ours
+    environment: dict[str, str] = field(default_factory=dict)
+    # What to send for a customer id and a history, as arguments of aiohttp's post()
+    ask: Callable[[str, list[float]], dict] = forecast_request
+    read: Callable[[dict], dict] = dict  # an answer, as our service gives it
+    # Models of a server that has them when it starts, and loads none on demand. The memory that a
+    # model takes is the difference between a start with few and one with many.
+    preloaded: tuple[int, int] | None = None
+    forecasts: bool = True  # False: it answers a constant, and is no rival but a bound
 
 
 def install(server: Server) -> Path:
@@ -61,7 +81,7 @@ def install(server: Server) -> Path:
         command = [folder / "bin" / "pip", "install", "-q", "-r", requirements, *pins]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise InstallError(f"{requirements.name} cannot be installed: {done.stderr[-1000:]}")
+            raise InstallError(f"{requirements.name} cannot be installed:\n{done.stderr[-1000:]}")
         stamp.write_text(wanted)
     return folder / "bin"
 
@@ -86,11 +106,22 @@ class Running:
 
     @property
     def tree(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+        """Its processes. Raises ServerError if it has ended."""
+        try:
+            return [self.process, *self.process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            raise ServerError("it has ended while it was measured") from None
 
     def loads(self) -> int:
         """Return how often models have been read from the store."""
-        return self.loads_file.stat().st_size if self.loads_file.exists() else 0
+        return self._store_requests().count(LOAD)
+
+    def checks(self) -> int:
+        """Return how often the store was asked whether a model in memory is still the newest."""
+        return self._store_requests().count(CHECK)
+
+    def _store_requests(self) -> bytes:
+        return self.loads_file.read_bytes() if self.loads_file.exists() else b""
 
     def memory_mb(self) -> float:
         """Return the memory of its processes; what they share counts once (PSS)."""
@@ -99,6 +130,17 @@ class Running:
             with suppress(psutil.NoSuchProcess):
                 total += process.memory_full_info().pss
         return total / 1e6
+
+    def replica_mb(self) -> float:
+        """Return the memory that is Ray Serve's replicas' alone (USS).
+
+        Raises:
+            ServerError: if there are none.
+        """
+        found = [each for each in self.tree if "".join(each.cmdline()).startswith(REPLICA)]
+        if not found:
+            raise ServerError(f"none of its processes is called {REPLICA}")
+        return sum(each.memory_full_info().uss for each in found) / 1e6
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""FastAPI and a dict of models: `uvicorn fastapi_server:app`. What an engineer writes by hand."""
+"""FastAPI and a dict of models: `uvicorn fastapi_server:app`. What an engineer writes by hand.
+
+uvicorn takes the number of processes from WEB_CONCURRENCY. Each has a cache of its own.
+"""
 
 from typing import Annotated
 

@@ -2,8 +2,12 @@
 
 All methods are asynchronous, as its guide wants where predict() waits for something. Its ZeroMQ
 queue (fast_queue=True) is not on: 0.2.19 takes the option and goes on without (its issue 751).
+
+Environment:
+    WORKERS    processes, each with a cache of its own; default 1
 """
 
+import os
 import sys
 
 import litserve
@@ -29,5 +33,9 @@ class ForecastAPI(litserve.LitAPI):
 
 if __name__ == "__main__":
     host, port = sys.argv[1:]
-    server = litserve.LitServer(ForecastAPI(api_path="/", enable_async=True), accelerator="cpu")
+    server = litserve.LitServer(
+        ForecastAPI(api_path="/", enable_async=True),
+        accelerator="cpu",
+        workers_per_device=int(os.environ.get("WORKERS", 1)),
+    )
     server.run(host=host, port=int(port), log_level="warning", generate_client_file=False)

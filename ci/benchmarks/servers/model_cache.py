@@ -2,11 +2,13 @@
 
 Environment, beside that of content/forecast_service/settings.py, which says where models lie, how
 far away that is, and how many of them stay in memory:
-    LOADS_FILE    grows by a byte at each read of the store; default none
+    LOADS_FILE    grows by a '.' at each read of a model, and by a '?' whenever the store is asked
+                  if a model in memory is still the newest; default none
 """
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import wraps
 
 from forecast_service.artifact import folded_from_bytes
@@ -49,14 +51,17 @@ def answer(model: FoldedModel, sequence_data: list[float]) -> dict:
 
 
 def count_loads() -> None:
-    """Count this process's reads of any ModelStore in LOADS_FILE, if there is one."""
+    """Count what this process asks any ModelStore for in LOADS_FILE, if there is one."""
     if path := os.environ.get("LOADS_FILE"):
         counter = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        read = ModelStore.read
+        ModelStore.read = _counted(ModelStore.read, counter, b".")
+        ModelStore.read_if_changed = _counted(ModelStore.read_if_changed, counter, b"?")
 
-        @wraps(read)
-        async def counted(store: ModelStore, customer_id: str) -> Artifact:
-            os.write(counter, b".")
-            return await read(store, customer_id)
 
-        ModelStore.read = counted
+def _counted(method: Callable, counter: int, mark: bytes) -> Callable:
+    @wraps(method)
+    async def counted(*args: object) -> Artifact | None:
+        os.write(counter, mark)
+        return await method(*args)
+
+    return counted

@@ -5,6 +5,7 @@ A worker sees no header.
 Environment:
     MAX_BATCH_SIZE    requests that the worker takes at once; default 1. A worker has no event loop
                       of its own: without batches, cold customers wait for one another.
+    WORKERS           processes, each with a cache of its own; default 1
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import mosec
 from model_cache import ModelCache, answer, count_loads
 
 MAX_BATCH_SIZE = int(os.environ.get("MAX_BATCH_SIZE", 1))
+WORKERS = int(os.environ.get("WORKERS", 1))
 MAX_WAIT_MS = 1  # for a batch to fill; the shortest that there is
 
 
@@ -38,5 +40,7 @@ class Forecaster(mosec.Worker):
 
 if __name__ == "__main__":
     server = mosec.Server()
-    server.append_worker(Forecaster, max_batch_size=MAX_BATCH_SIZE, max_wait_time=MAX_WAIT_MS)
+    server.append_worker(
+        Forecaster, num=WORKERS, max_batch_size=MAX_BATCH_SIZE, max_wait_time=MAX_WAIT_MS
+    )
     server.run()

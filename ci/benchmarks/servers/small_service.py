@@ -19,4 +19,5 @@ if not found:
     raise SystemExit(f"{SERVICE} has no {CACHE.format(LITERAL)}")
 resized = before + CACHE.format(Settings().models_per_replica) + after
 Path(f"{COPY}.py").write_text(resized)
-app = import_module(COPY).app
+served = import_module(COPY)
+ForecastingService, app = served.ForecastingService, served.app

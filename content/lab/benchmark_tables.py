@@ -1,0 +1,77 @@
+"""Print the results of benchmarks, a row for each server, and say who wins each column."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+OURS = "ours"  # how the names of this project's services begin
+ALIKE = 0.02  # a row wins too if its figure differs from the best one by no more than this share
+
+
+class Column(NamedTuple):
+    """What a table shows of each row."""
+
+    heading: str
+    path: str  # where a row has the figure: names, joined by dots
+    spec: str  # the format of the figure
+    best: Callable | None = min  # or max; None if nobody wins it
+
+
+def figure(row: dict, path: str) -> float | None:
+    """Return what a row has under a path, or None if it has nothing there."""
+    for name in path.split("."):
+        row = row.get(name) if row else None
+    return row
+
+
+def heading(columns: Iterable[Column], width: int) -> str:
+    """Return a table's first line. Names of rows are `width` characters wide."""
+    return " " * width + "".join(f"{column.heading:>12}" for column in columns)
+
+
+def line(name: str, row: dict, columns: Iterable[Column], width: int) -> str:
+    """Return a row: its figures, "n/a" for those that it has not, and what failed."""
+    figures = ((figure(row, column.path), column.spec) for column in columns)
+    cells = ("n/a" if value is None else format(value, spec) for value, spec in figures)
+    failed = f"  failed: {row['failed']}" if "failed" in row else ""
+    return f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells) + failed
+
+
+def print_table(rows: dict[str, dict], columns: Iterable[Column]) -> None:
+    """Print all rows under their headings."""
+    width = max(map(len, rows))
+    print(heading(columns, width))
+    for name, row in rows.items():
+        print(line(name, row, columns, width))
+
+
+def ranking(rows: dict[str, dict], column: Column) -> dict[str, float]:
+    """Return a column's figures by name, the best first, of all rows that have one.
+
+    A server that answers no forecasts is a bound for the others, and takes no part.
+    """
+    figures = {
+        name: figure(row, column.path) for name, row in rows.items() if row.get("forecasts", True)
+    }
+    known = [name for name, value in figures.items() if value is not None]
+    return {
+        name: figures[name] for name in sorted(known, key=figures.get, reverse=column.best is max)
+    }
+
+
+def winners(ranked: dict[str, float]) -> list[str]:
+    """Return the names of the first in a ranking, and of those that are as good but for ALIKE."""
+    best = next(iter(ranked.values()))
+    return [name for name, value in ranked.items() if abs(value - best) <= ALIKE * abs(best)]
+
+
+def print_winners(rows: dict[str, dict], columns: Iterable[Column]) -> None:
+    """Print who wins each column, and the best figure of ours and of the others."""
+    for column in columns:
+        ranked = ranking(rows, column)
+        if column.best and ranked:
+            text = f"{column.heading:>12}: {'; '.join(winners(ranked))}"
+            for side, ours in ("ours", True), ("others", False):
+                mine = (value for name, value in ranked.items() if name.startswith(OURS) == ours)
+                if (value := next(mine, None)) is not None:
+                    text += f"; the best of {side} {value:{column.spec}}"
+            print(text)
