@@ -79,13 +79,13 @@ def measure(comparison: Comparison, fleet: Fleet, preset: PoolParameters) -> flo
         return PoolBench(comparison.servers[name], fleet, preset)
 
     def measure_closed(name: str) -> dict:
-        return {"closed": bench(name).measure_closed(preset.workers)}
+        return {"closed": bench(name).measure_closed(preset.workers, preset.rounds)}
 
     def measure_open(name: str) -> dict:
         return {"open": bench(name).measure_open(rate)}
 
     def measure_more(name: str) -> dict:
-        return {"more": bench(name).measure_closed(preset.more_workers)}
+        return {"more": bench(name).measure_closed(preset.more_workers, preset.more_rounds)}
 
     pools, delay_ms = comparison.servers, preset.store_delay_s * 1000
     where = f"{preset.workers} workers, the store {delay_ms:.0f} ms away (simulated)"

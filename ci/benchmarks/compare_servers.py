@@ -82,8 +82,8 @@ def measure(comparison: Comparison, preset: Parameters) -> None:
         def measure_one(name: str) -> dict:
             return ProcessBench(servers[name], fleet, preset).measure(runs.get(name))
 
-        for number in range(1, preset.warm_runs + 1):
-            turn = f"turn {number} of {preset.warm_runs}, medians so far"
+        for number in range(1, preset.turns + 1):
+            turn = f"turn {number} of {preset.turns}, medians so far"
             comparison.add_to_all(rivals, take_turn, turn, WARM_COLUMNS)
         comparison.add_to_all(servers, measure_one, "all figures", COLUMNS)
     if rivals:

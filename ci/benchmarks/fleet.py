@@ -20,8 +20,9 @@ class Parameters:
     cache_models: int = 200  # that a server keeps in memory
     store_delay_s: float = 0.1  # simulated, before each read of the store
     warm_customers: int = 32
-    warm_s: int = 3  # of requests at each concurrency
-    warm_runs: int = 5
+    warm_s: int = 2  # of requests at each concurrency
+    warm_runs: int = 3
+    turns: int = 5  # runs, each on a server started for it, of those that targets compare
     concurrency: int = 16
     cold_singles: int = 5
     burst: int = 32  # distinct cold customers at once

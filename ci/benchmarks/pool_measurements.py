@@ -26,17 +26,25 @@ class PoolParameters:
     trace: int = 20_000  # requests, of which a round takes as many as it gets to
     warm_up: int = 1000  # requests for each worker
     rounds: int = 5
+    more_rounds: int = 2  # with more workers
     round_s: int = 5
     concurrency: int = 16  # of the closed loop
     load: float = 0.6  # of the open loop: times what the slowest server answers in the closed one
-    open_s: int = 7  # of a round in the open loop
+    open_s: int = 5  # of a round in the open loop
     checked: int = 64  # customers, whose forecasts are compared with the models' own
     seed: int = 0
 
 
 FULL = PoolParameters()
 SHORT = PoolParameters(
-    customers=200, worker_models=20, warm_up=100, rounds=1, round_s=1, open_s=1, checked=16
+    customers=200,
+    worker_models=20,
+    warm_up=100,
+    rounds=1,
+    more_rounds=1,
+    round_s=1,
+    open_s=1,
+    checked=16,
 )
 
 
@@ -78,15 +86,15 @@ class PoolBench(Bench):
         share = {"hit_rate": 1 - loads / sent, "reads_per_1000": 1000 * (loads + checks) / sent}
         return share | run
 
-    def measure_closed(self, workers: int) -> dict[str, float]:
+    def measure_closed(self, workers: int, rounds: int) -> dict[str, float]:
         """Return the medians of all rounds, each of which has a trace of its own."""
         with self.running_pool(workers) as live:
             self.check_some()
             self.warm_up(workers)
             seed = self.preset.seed + 1
-            rounds = [self.measure_round(live, seed + each) for each in range(self.preset.rounds)]
+            figures = [self.measure_round(live, seed + each) for each in range(rounds)]
             self.check_some()  # once more, of workers that have loaded and evicted under load
-        return medians(rounds)
+        return medians(figures)
 
     def measure_open(self, rate: float) -> dict[str, float]:
         """Return the medians of rounds at a rate: latency, and requests that failed."""
