@@ -1,9 +1,12 @@
 """Print the results of benchmarks, a row for each server, and say who wins each column."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 OURS = "ours"  # how the names of this project's services begin
+MIN_WIDTH = 6  # of a figure
 ALIKE = 0.02  # a row wins too if its figure differs from the best one by no more than this share
 
 
@@ -15,6 +18,10 @@ class Column(NamedTuple):
     spec: str  # the format of the figure
     best: Callable | None = min  # or max; None if nobody wins it
 
+    @property
+    def width(self) -> int:
+        return max(len(self.heading), MIN_WIDTH) + 2
+
 
 def figure(row: dict, path: str) -> float | None:
     """Return what a row has under a path, or None if it has nothing there."""
@@ -23,20 +30,22 @@ def figure(row: dict, path: str) -> float | None:
     return row
 
 
-def heading(columns: Iterable[Column], width: int) -> str:
+def heading(columns: Sequence[Column], width: int) -> str:
     """Return a table's first line. Names of rows are `width` characters wide."""
-    return " " * width + "".join(f"{column.heading:>12}" for column in columns)
+    return " " * width + "".join(f"{each.heading:>{each.width}}" for each in columns)
 
 
-def line(name: str, row: dict, columns: Iterable[Column], width: int) -> str:
+def line(name: str, row: dict, columns: Sequence[Column], width: int) -> str:
     """Return a row: its figures, "n/a" for those that it has not, and what failed."""
-    figures = ((figure(row, column.path), column.spec) for column in columns)
-    cells = ("n/a" if value is None else format(value, spec) for value, spec in figures)
-    failed = f"  failed: {row['failed']}" if "failed" in row else ""
-    return f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells) + failed
+    text = f"{name:{width}}"
+    for column in columns:
+        value = figure(row, column.path)
+        cell = "n/a" if value is None else format(value, column.spec)
+        text += f"{cell:>{column.width}}"
+    return text + (f"  failed: {row['failed']}" if "failed" in row else "")
 
 
-def print_table(rows: dict[str, dict], columns: Iterable[Column]) -> None:
+def print_table(rows: dict[str, dict], columns: Sequence[Column]) -> None:
     """Print all rows under their headings."""
     width = max(map(len, rows))
     print(heading(columns, width))
@@ -64,14 +73,29 @@ def winners(ranked: dict[str, float]) -> list[str]:
     return [name for name, value in ranked.items() if abs(value - best) <= ALIKE * abs(best)]
 
 
-def print_winners(rows: dict[str, dict], columns: Iterable[Column]) -> None:
+def print_winners(rows: dict[str, dict], columns: Sequence[Column]) -> None:
     """Print who wins each column, and the best figure of ours and of the others."""
     for column in columns:
         ranked = ranking(rows, column)
         if column.best and ranked:
-            text = f"{column.heading:>12}: {'; '.join(winners(ranked))}"
+            text = f"{column.heading}: {'; '.join(winners(ranked))}"
             for side, ours in ("ours", True), ("others", False):
                 mine = (value for name, value in ranked.items() if name.startswith(OURS) == ours)
                 if (value := next(mine, None)) is not None:
                     text += f"; the best of {side} {value:{column.spec}}"
             print(text)
+
+
+def show_results(path: str, columns: Sequence[Column]) -> dict[str, dict]:
+    """Print a file of results: where and when they were measured, the table, and who wins.
+
+    Returns the rows, for further use.
+    """
+    report = json.loads(Path(path).read_text())
+    machine, rows = report["machine"], report["servers"]
+    dates = " and ".join(sorted({row["date"][:10] for row in rows.values()}))
+    print(f"{dates}: {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}\n")
+    print_table(rows, columns)
+    print("\nWho wins")
+    print_winners(rows, columns)
+    return rows

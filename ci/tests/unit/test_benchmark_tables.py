@@ -1,6 +1,16 @@
 """Tables of benchmarks: what they show of a row, and who wins a column."""
 
-from lab.benchmark_tables import Column, figure, print_table, print_winners, ranking, winners
+import json
+
+from lab.benchmark_tables import (
+    Column,
+    figure,
+    print_table,
+    print_winners,
+    ranking,
+    show_results,
+    winners,
+)
 
 RATE = Column("req/s", "closed.requests_per_s", ".0f", max)
 LATENCY = Column("p50", "closed.p50_ms", ".1f")
@@ -60,3 +70,15 @@ def test_a_table_has_all_rows_and_says_what_failed(capsys):
         "broken n/a n/a failed: it does not start",
         "half 10 n/a failed: it has ended",
     ]
+
+
+def test_results_are_shown_with_machine_and_date(tmp_path, capsys):
+    machine = {"cpu": "a CPU", "cores": 2, "python": "3.11.7"}
+    rows = {"FastAPI": row(1200, 4.0, date="2026-11-28T09:59:00+00:00")}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"machine": machine, "servers": rows}))
+    assert show_results(path, [RATE]) == rows
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "2026-11-28: a CPU, 2 cores, Python 3.11.7"
+    assert shown[3].split() == ["FastAPI", "1200"]
+    assert shown[-1] == "req/s: FastAPI; the best of others 1200"
