@@ -54,6 +54,7 @@ class ServiceMetrics:
         self._models = Gauge("forecast_models_in_memory", "Models in memory, the pinned included.")
         self._memory = Gauge("forecast_model_memory_bytes", "What these take, as they say.")
         self._budget = Gauge("forecast_model_memory_budget_bytes", "What they may take, if set.")
+        self._budget_bytes: float | None = None
         self._unloads = Counter(
             "forecast_unloads",
             "Models that the service unloaded: to stay within the budget, or because they were "
@@ -103,13 +104,18 @@ class ServiceMetrics:
         self._unloads.inc(tags={"reason": reason})
 
     def set_memory(self, models: int, size_bytes: int) -> None:
-        """Set how many models are in memory, and what they take."""
+        """Set how many models are in memory, and what they take. Ray forgets a gauge that is old.
+
+        So this has to be called again and again, and repeats the budget.
+        """
         self._models.set(models)
         self._memory.set(size_bytes)
+        if self._budget_bytes is not None:
+            self._budget.set(self._budget_bytes)
 
     def set_budget(self, budget_bytes: float) -> None:
         """Set what the models in memory may take."""
-        self._budget.set(budget_bytes)
+        self._budget_bytes = budget_bytes
 
     def _record_failure(self, error: BaseException, asked_by: str) -> None:
         self._load_failures.inc(tags={"kind": type(error).__name__, "asked_by": asked_by})
