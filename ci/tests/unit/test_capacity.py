@@ -1,15 +1,20 @@
 """The capacity planner: exact where it simulates, close where it approximates, clear otherwise."""
 
+import asyncio
 import re
 import subprocess
 import sys
 from collections import OrderedDict
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecast_service.errors import ModelTooLargeError
+from forecast_service.memory import ModelMemory
 from forecast_service.settings import HOME
 from lab.capacity import (
     budget_hit_rates,
@@ -90,6 +95,25 @@ def test_every_budget_has_the_hit_rate_of_a_cache_with_that_budget(trace, sizes,
     budgets = data.draw(st.lists(st.integers(0, sum(sizes)), min_size=1, max_size=5))
     expected = [np.mean(naive_budget_hits(trace, sizes, budget)[skip:]) for budget in budgets]
     np.testing.assert_allclose(budget_hit_rates(np.array(trace), sizes, budgets, skip), expected)
+
+
+@given(traces, model_sizes, st.integers(1, 200))
+def test_the_services_memory_hits_what_is_planned(trace, sizes, budget):
+    async def replay() -> list[bool]:
+        memory, hits = ModelMemory(), []
+        memory.limit(budget)
+        holders = [memory.hold(str(customer)) for customer in range(len(sizes))]
+        for customer in trace:
+            hits.append(holders[customer].model is not None)
+            if hits[-1]:
+                memory.touch(str(customer))
+            else:
+                with suppress(ModelTooLargeError):
+                    memory.put(str(customer), SimpleNamespace(size_bytes=sizes[customer]), "etag")
+        return hits
+
+    (planned,) = budget_hit_rates(np.array(trace), sizes, [budget])
+    assert planned == pytest.approx(np.mean(asyncio.run(replay())))
 
 
 @given(traces, model_sizes, st.integers(0, 200), st.data())
