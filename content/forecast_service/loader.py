@@ -197,13 +197,13 @@ class ModelLoader(Generic[Model]):
         return Loaded(model, holder)
 
     async def _verify(self, data: bytes, customer_id: str) -> Model:
-        if self._in_thread:
-            return await asyncio.to_thread(self._read_bytes, data, customer_id)
-        return self._read_bytes(data, customer_id)
+        if self._in_thread:  # which keeps its arguments for a while: the list is empty by then
+            return await asyncio.to_thread(self._read_bytes, [data], customer_id)
+        return self._read_bytes([data], customer_id)
 
-    def _read_bytes(self, data: bytes, customer_id: str) -> Model:
+    def _read_bytes(self, data: list[bytes], customer_id: str) -> Model:
         try:
-            return self._from_bytes(data, customer_id)
+            return self._from_bytes(data.pop(), customer_id)
         except CorruptModelError:
             raise
         except Exception as error:  # whatever it is, it is about this artifact, and no other

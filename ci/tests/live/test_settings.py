@@ -48,8 +48,10 @@ def test_an_argument_of_the_command_line_takes_effect(ask, fleet):
         ("model_per_replica=7", {}, ["model_per_replica", "not permitted"]),
         ("models_per_replica=many", {}, ["models_per_replica", "valid integer"]),
         ("reload_check_s=30", {"MODELS_PER_REPLICA": "0"}, ["models_per_replica", "greater than"]),
+        ("model_memory_mb=-50", {}, ["model_memory_mb", "greater than 0"]),
+        ("unload_idle_s=20", {}, ["unload_idle_s", "20 s is less than reload_check_s", "30 s"]),
     ],
-    ids=["a misspelt argument", "a bad argument", "a bad variable"],
+    ids=["misspelt argument", "bad argument", "bad variable", "bad budget", "bad idle time"],
 )
 def test_serve_run_refuses_a_setting_and_names_it_and_what_is_wanted(
     live_store, argument, variables, said

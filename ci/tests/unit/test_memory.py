@@ -267,6 +267,22 @@ def test_idle_models_are_unloaded_in_time_others_and_pinned_ones_stay(caplog):
     assert any("Unloaded a: 2e-05 MB, not asked for in 600 s." in r.message for r in caplog.records)
 
 
+def test_a_new_version_does_not_keep_a_model_that_nobody_asks_for():
+    async def scenario():
+        fleet = Fleet({"a": 20}, idle_s=IDLE_S)
+        running = asyncio.create_task(fleet.memory.run())
+        await fleet.ask("a")
+        await asyncio.sleep(IDLE_S / 2)
+        fleet.store.artifacts["a"] = of_size(20, "new")
+        assert await fleet.loader.reload("a")
+        await asyncio.sleep(IDLE_S / 2 + TICK_S)
+        assert not fleet.consistent()
+        running.cancel()
+        await asyncio.wait([running])
+
+    run(scenario)
+
+
 def test_pinned_models_stay_whatever_is_asked_for():
     async def scenario():
         fleet = Fleet({"p": 60} | {f"c{number}": 30 for number in range(5)}, pinned=["p"])
