@@ -348,6 +348,21 @@ def test_what_ray_serves_cache_evicts_is_no_longer_counted(places):
     run(scenario)
 
 
+def test_a_death_that_is_noticed_late_takes_no_other_holders_place():
+    """As when the garbage collector runs in the thread that reads an artifact."""
+
+    async def scenario():
+        memory = make_memory()
+        memory.put("a", Model(of_size(20), "a"), "tag")  # nobody keeps its holder
+        late = memory._gone.popleft()
+        held = memory.put("a", Model(of_size(30), "a"), "tag")
+        memory._gone.append(late)
+        memory._settle()
+        assert held.model and memory.used_bytes == 30
+
+    run(scenario)
+
+
 def test_deleted_damaged_and_cancelled_ones_are_not_counted():
     async def scenario():
         fleet = Fleet({"a": 20, "b": 20, "c": 20})
