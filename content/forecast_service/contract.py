@@ -282,6 +282,9 @@ class DirectAPI(FastAPI):
             response = await report_problem(request, error)
         except RequestValidationError as error:
             response = await report_faults(request, error)
+        except Exception:  # a bug: as FastAPI does, say so, and leave it to Ray Serve to log it
+            await JSONResponse({"detail": "Internal Server Error"}, 500)(scope, receive, send)
+            raise
         await response(scope, receive, send)
 
 

@@ -8,7 +8,7 @@ import pytest
 from live_service import SERVICE, LogWatch, artifact_of, right_answer
 from ray import serve
 
-from forecast_service.artifact import from_bytes
+from forecast_service.artifact import folded_from_bytes, from_bytes
 from forecast_service.service import DEPLOYMENT_OPTIONS, ModelService, create_service_api
 from forecast_service.settings import Settings
 from lab.chapter import NAMED
@@ -206,7 +206,7 @@ def test_a_replica_whose_reloader_has_failed_is_replaced_and_says_why(
     @serve.ingress(create_service_api("Forecasts, until a model is reloaded"))
     class BrokenService(ModelService):
         async def __init__(self, settings: Settings):
-            super().__init__(settings, from_bytes)
+            super().__init__(settings, folded_from_bytes)
             self.metrics.record_reload = self.fail
             await self.start()
 

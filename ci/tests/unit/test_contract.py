@@ -271,6 +271,17 @@ def test_no_body_costs_more_than_a_few_good_ones(make_api):
     gc.unfreeze()
 
 
+def test_a_bug_is_a_500_and_is_left_to_the_log():
+    async def fail(request: Request) -> Response:
+        raise ZeroDivisionError("a bug")
+
+    api = create_api("a test", fail)
+    answer = TestClient(api, raise_server_exceptions=False).post("/", json={})
+    assert answer.status_code == 500 and "bug" not in answer.text
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        TestClient(api).post("/", json={})
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "GZIP", "identity, x-gzip"])
 def test_a_compressed_body_is_a_415_that_names_the_encoding(client, encoding):
     body = gzip.compress(json.dumps({"sequence_data": GOOD}).encode())
