@@ -5,7 +5,7 @@ The models are those of lab/heavy_service.py, in a store that answers over HTTP.
 
 import asyncio
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from forecast_service.errors import ModelTooLargeError
 from forecast_service.memory import MB
 from forecast_service.settings import Settings
 from lab import heavy_service
+from lab.capacity import budget_hit_rates
 from lab.cluster_metrics import read_metrics
 from lab.serving import launch, wait_until
 from lab.traffic import Outcomes, load_customers, send, zipf_trace
@@ -129,18 +130,6 @@ def hour(heavy_store, fleet) -> Hour:
     )
 
 
-def lru_hits(trace: np.ndarray, sizes_bytes: np.ndarray, budget_bytes: float) -> np.ndarray:
-    """Return whether each of these requests finds its model, if they are asked one by one."""
-    order, hits = OrderedDict(), []
-    for customer in trace.tolist():
-        hits.append(customer in order)
-        order[customer] = sizes_bytes[customer]
-        order.move_to_end(customer)
-        while sum(order.values()) > budget_bytes:
-            order.popitem(last=False)
-    return np.array(hits)
-
-
 def test_what_is_resident_stays_within_the_budget_and_a_fifth(hour):
     resident_mb = hour.resident_bytes / MB
     print(
@@ -154,8 +143,8 @@ def test_what_is_resident_stays_within_the_budget_and_a_fifth(hour):
     assert resident_mb.max() <= SLACK * BUDGET_MB
 
 
-def test_hits_are_those_of_an_lru_cache_of_so_many_megabytes(hour):
-    expected = lru_hits(hour.trace, hour.sizes_bytes, BUDGET_MB * MB)[WARM_UP:].mean()
+def test_hits_are_those_that_the_planner_predicts(hour):
+    (expected,) = budget_hit_rates(hour.trace, hour.sizes_bytes, [BUDGET_MB * MB], WARM_UP)
     print(expected, hour.hit_rate)
     assert 0.3 < expected < 0.9
     assert hour.hit_rate == pytest.approx(expected, abs=0.03)
