@@ -198,6 +198,22 @@ def test_what_was_unloaded_is_neither_read_nor_checked_until_a_request_wants_it(
     run(scenario)
 
 
+def test_what_was_unloaded_does_not_pass_for_an_answer_of_a_store_that_is_down(caplog):
+    async def scenario():
+        store = Store(customers=0)
+        store.artifacts = {"a": of_size(60), "b": of_size(60)}
+        async with Replica(store) as replica:
+            replica.loader.memory.limit(BUDGET)
+            held = [await replica.load(name) for name in store.artifacts]
+            assert held[0].unloaded
+            store.silent_for = set(store.artifacts)
+            await asyncio.sleep(20 * CHECK_S)
+
+    run(scenario)
+    (warning,) = warnings(caplog)
+    assert "go on unchecked" in warning
+
+
 def test_a_check_that_waits_for_the_store_does_not_bring_back_what_is_unloaded_meanwhile():
     async def scenario():
         fleet = Fleet({"a": 60, "b": 60})
