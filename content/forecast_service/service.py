@@ -36,6 +36,7 @@ DEPLOYMENT_OPTIONS = {  # where a service starts; a config file or .options() ch
     "graceful_shutdown_wait_loop_s": 0.5,  # between looks whether a replica's last request is done
     "logging_config": {"log_level": "WARNING"},  # at INFO, Ray Serve logs a line per request
 }
+OBJECTS_BETWEEN_COLLECTIONS = 20_000  # a request's die without one; 700 cost it a fifteenth
 LOADING_SHARE = 0.1  # of the budget: artifacts at once, and as much again for what comes of them
 FAILED = "This replica no longer {task}: it is to be replaced."
 logger = logging.getLogger("ray.serve.forecasts")
@@ -104,6 +105,7 @@ class ModelService(Generic[Model]):
             self._keep_up("follows the store", reloader.run())
         gc.collect()
         gc.freeze()  # what is there by now stays: no collection has to look at it again
+        gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
 
     async def check_health(self) -> None:
         """Fail once a task in the background has failed: Ray Serve then replaces the replica.
