@@ -279,10 +279,10 @@ class ModelStore:
     async def _read_body(self, found: "GetResult") -> bytes:
         if self.folder or found.meta["size"] <= PIECE_BYTES:
             return bytes(await found.bytes_async())
-        body = BytesIO()  # all at once would be in memory twice: obstore's bytes, and Python's
-        async for piece in found.stream(min_chunk_size=PIECE_BYTES):
-            body.write(piece)
-        return body.getvalue()
+        with BytesIO() as body:  # bytes_async() would have it all in memory twice
+            async for piece in found.stream(min_chunk_size=PIECE_BYTES):
+                body.write(piece)
+            return body.getvalue()
 
     def _is_missing(self, fault: StoreFault) -> bool:
         """Return whether it is the store itself that was not found: its folder, its bucket."""

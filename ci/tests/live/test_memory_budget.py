@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import psutil
@@ -160,11 +161,11 @@ def few(heavy_store, fleet) -> dict[str, bytes]:
     return heavy
 
 
-def samples(session_dir, name: str) -> Counter:
-    """Return a metric of the application, by what its labels say besides Ray's."""
+def samples(session_dir, name: str, replica: str) -> Counter:
+    """Return a metric of a replica, by the reason that its label gives, if it has one."""
     found = Counter()
     for sample in read_metrics(session_dir):
-        if sample.name == name and sample.labels["application"] == NAME:
+        if sample.name == name and sample.labels["replica"] == replica:
             found[sample.labels.get("reason")] += sample.value
     return found
 
@@ -201,12 +202,13 @@ def test_who_was_used_least_recently_is_unloaded_and_said_and_counted(
     assert is_hit(ask(second, url=URL)) and not is_hit(ask(first, url=URL))
     wait_until(lambda: "to stay within 5 MB" in log.new(LOG), "what is unloaded is logged")
     assert f"Unloaded {first}: 2 MB, to stay within 5 MB." in log.new(LOG)
+    reported = partial(samples, session_dir, replica=ask(first, url=URL).headers["X-Replica-Id"])
     unloads = "ray_forecast_unloads_total"
-    wait_until(lambda: samples(session_dir, unloads)["budget"] == 3, "unloads are counted", 30)
+    wait_until(lambda: reported(unloads)["budget"] == 3, "unloads are counted", 30)
     for name, value in ("models_in_memory", 2), ("model_memory_budget_bytes", 5 * MB):
         name = f"ray_forecast_{name}"
-        wait_until(lambda: samples(session_dir, name).total() == value, name, 30)  # noqa: B023
-    counted = samples(session_dir, "ray_forecast_model_memory_bytes").total()
+        wait_until(lambda: reported(name).total() == value, name, 30)  # noqa: B023
+    counted = reported("ray_forecast_model_memory_bytes").total()
     assert 4 * MB < counted < 4.01 * MB
 
 
