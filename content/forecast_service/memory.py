@@ -15,8 +15,8 @@ from forecast_service.errors import ModelTooLargeError
 
 MB = 1_000_000
 TICK_S = 1  # between two looks for idle models, and two reports of what is in memory
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-LARGE_BYTES = 128 * 1024  # what glibc begins with
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGE_BYTES = 128 * 1024  # what glibc begins with, for both
 logger = logging.getLogger("ray.serve.forecasts")
 
 
@@ -190,3 +190,4 @@ def return_freed_memory() -> None:
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(M_TRIM_THRESHOLD, LARGE_BYTES)  # twice that largest block by now
