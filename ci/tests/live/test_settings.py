@@ -112,3 +112,31 @@ def test_a_bucket_that_does_not_exist_stops_the_start_and_is_named(store, launch
     said = "FileNotFoundError: the model store s3://no-such-bucket/x does not exist"
     assert said in str(failed.value), failed.value
     assert "hush" not in str(failed.value), "the message tells a secret"
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "said"),
+    [
+        ({}, {}, {"Cold load"}),
+        ({}, {"log_loads": False}, set()),
+        ({"logging_config": {"log_level": "INFO"}}, {}, {"Cold load", "request"}),
+    ],
+    ids=["by default", "without loads", "with requests"],
+)
+def test_the_log_has_loads_by_default_and_requests_if_wanted(
+    ask, store, launch_production, session_dir, options, settings, said
+):
+    """A line of Ray Serve's for a request says its method, route, status and time."""
+    log = LogWatch(session_dir)
+    launch_production("logged", options, **settings)
+    try:
+        first, broken = "customer_0005", "customer_0006"
+        assert ask(first, url=f"{SERVICE}/logged").status_code == 200
+        store.artifacts[broken] = b"no artifact"
+        assert ask(broken, url=f"{SERVICE}/logged").status_code == 502
+        replicas = "replica_logged_*.log"
+        wait_until(lambda: f"Could not load {broken}" in log.new(replicas), "a problem is logged")
+        lines = {"Cold load": f"Cold load of {first}", "request": "POST /logged/ 200"}
+        assert {kind for kind, line in lines.items() if line in log.new(replicas)} == said
+    finally:
+        serve.delete("logged")
