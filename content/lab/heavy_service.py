@@ -7,7 +7,6 @@ A stand-in: its forecasts are those of the linear models, and each model carries
 
 from dataclasses import dataclass, field, fields
 
-import numpy as np
 from ray import serve
 
 from forecast_service.artifact import folded_from_bytes
@@ -21,9 +20,9 @@ LENGTH_BYTES = 8  # in front of the linear model's artifact, which the payload f
 
 @dataclass(frozen=True, eq=False, slots=True)
 class HeavyModel(FoldedModel):
-    """A linear model with a payload that is really in memory."""
+    """A linear model that keeps its whole artifact in memory."""
 
-    payload: np.ndarray = field(kw_only=True)  # (bytes,), uint8
+    artifact: bytes = field(kw_only=True)
 
 
 def add_payload(artifact: bytes, payload: bytes) -> bytes:
@@ -38,7 +37,7 @@ def from_bytes(data: bytes, customer_id: str) -> HeavyModel:
         raise CorruptModelError(f"the model of {customer_id} ends too soon")
     linear = folded_from_bytes(data[LENGTH_BYTES:end], customer_id)
     known = {each.name: getattr(linear, each.name) for each in fields(linear)}
-    return HeavyModel(**known, payload=np.frombuffer(data, np.uint8, offset=end).copy())
+    return HeavyModel(**known, artifact=data)
 
 
 @serve.deployment(**DEPLOYMENT_OPTIONS)

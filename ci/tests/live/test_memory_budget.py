@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import psutil
 import pytest
-from live_service import SERVICE, LogWatch, is_hit, replica_pid
+from live_service import FAST, SERVICE, LogWatch, is_hit, replica_pid
 from ray import serve
 
 from faulty_store import FaultyStore
@@ -37,6 +37,7 @@ AT_ONCE = 8
 SAMPLE_S = 0.01
 NAME, URL = "heavy", f"{SERVICE}/heavy"
 LOG = "replica_heavy_*.log"
+spend_an_hour = pytest.mark.skipif(not FAST, reason="once will do: on the faster ingress")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def hour(heavy_store, fleet, trace, empty_bytes, request) -> Hour:
     )
 
 
+@spend_an_hour
 @pytest.mark.parametrize("hour", ["alike"], indirect=True)
 def test_what_is_resident_stays_within_the_budget_and_a_fifth(hour):
     resident_mb = hour.resident_bytes / MB
@@ -146,6 +148,7 @@ def test_what_is_resident_stays_within_the_budget_and_a_fifth(hour):
     assert resident_mb.max() <= SLACK * BUDGET_MB
 
 
+@spend_an_hour
 def test_hits_are_those_that_the_planner_predicts(hour):
     (expected,) = budget_hit_rates(hour.trace, hour.sizes_bytes, [BUDGET_MB * MB], WARM_UP)
     print("hit rate", hour.hit_rate, "predicted", expected)
