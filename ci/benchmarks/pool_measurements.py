@@ -25,7 +25,7 @@ class PoolParameters:
     zipf_skew: float = 1.0
     trace: int = 20_000  # requests, of which a round takes as many as it gets to
     warm_up: int = 1000  # requests for each worker
-    rounds: int = 5
+    rounds: int = 3
     more_rounds: int = 2  # with more workers
     round_s: int = 5
     concurrency: int = 16  # of the closed loop

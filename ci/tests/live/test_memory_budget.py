@@ -233,5 +233,5 @@ def test_an_idle_model_is_unloaded_and_not_checked_and_a_pinned_one_stays(
 def test_pinned_models_beyond_the_budget_are_refused_at_start_with_both_figures(few, heavy_store):
     with pytest.raises(RuntimeError) as failed:
         launch_heavy(heavy_store, model_memory_mb=7.5, pinned_customers=tuple(few)[:3])
-    said = "ValueError: the pinned models take 10.00"
+    said = "ValueError: the pinned models take 10.0"
     assert said in str(failed.value) and "model_memory_mb is 7.5" in str(failed.value)
