@@ -74,7 +74,7 @@ def winners(ranked: dict[str, float]) -> list[str]:
 
 
 def print_winners(rows: dict[str, dict], columns: Sequence[Column]) -> None:
-    """Print who wins each column, and the best figure of ours and of the others."""
+    """Print who wins each column, with the best figure of ours and of the others."""
     for column in columns:
         ranked = ranking(rows, column)
         if column.best and ranked:
@@ -82,7 +82,7 @@ def print_winners(rows: dict[str, dict], columns: Sequence[Column]) -> None:
             for side, ours in ("ours", True), ("others", False):
                 mine = (value for name, value in ranked.items() if name.startswith(OURS) == ours)
                 if (value := next(mine, None)) is not None:
-                    text += f"; the best of {side} {value:{column.spec}}"
+                    text += f"; {side} {value:{column.spec}}"
             print(text)
 
 
@@ -96,6 +96,6 @@ def show_results(path: str, columns: Sequence[Column]) -> dict[str, dict]:
     dates = " and ".join(sorted({row["date"][:10] for row in rows.values()}))
     print(f"{dates}: {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}\n")
     print_table(rows, columns)
-    print("\nWho wins")
+    print("\nWho wins, and the best of ours and of others")
     print_winners(rows, columns)
     return rows
