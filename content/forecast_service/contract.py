@@ -258,8 +258,8 @@ class DirectRoute(APIRoute):
 class DirectAPI(FastAPI):
     """A FastAPI application that answers one route past FastAPI's own layers.
 
-    They take as long as all that the service does. FastAPI documents the route, and answers
-    whatever else is asked: all of it, once the application has middleware.
+    They would take about a third of the time that a forecast takes beside Ray. FastAPI documents
+    the route, and answers whatever else is asked: all of it, once the application has middleware.
     """
 
     def __init__(self, answer: Answer, route: dict, **options):

@@ -62,12 +62,12 @@ class ModelMemory(Generic[Model]):
         pinned: Collection[str] = (),
         idle_s: float = math.inf,
         on_unload: Callable[[str], None] = lambda reason: None,
-        on_tick: Callable[[int, int], None] = lambda models, size_bytes: None,
+        on_tick: Callable[[int, int, float], None] = lambda models, size_bytes, budget_bytes: None,
     ):
         """Take the customers whose models stay, and the seconds after which others are idle.
 
         `on_unload` is told why each model is unloaded, "budget" or "idle". `on_tick` is told by
-        run() how many models are in memory, and their bytes.
+        run() how many models are in memory, their bytes, and the budget.
         """
         self.budget_bytes = math.inf
         self.used_bytes = 0
@@ -159,7 +159,7 @@ class ModelMemory(Generic[Model]):
             idle_since_s = asyncio.get_running_loop().time() - self._idle_s
             while self._order and next(iter(self._order.values())).used_s <= idle_since_s:
                 self._unload("idle", f"not asked for in {self._idle_s:g} s")
-            self._on_tick(len(self._kept) + len(self._order), self.used_bytes)
+            self._on_tick(len(self._kept) + len(self._order), self.used_bytes, self.budget_bytes)
 
     def _unload(self, reason: str, why: str) -> None:
         """Unload the model that was used least recently."""

@@ -14,6 +14,7 @@ An outcome of `forecast_requests` is
 """
 
 import asyncio
+import math
 from collections import Counter as Count
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from forecast_service.errors import ServiceError
 
-PUBLISH_EVERY_S = 1  # counts of requests: Ray's counters take longer than a forecast
+PUBLISH_EVERY_S = 1  # counts of requests: to count each with Ray costs some percent of it
 COLD_LOAD_BOUNDS_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
 
@@ -54,7 +55,6 @@ class ServiceMetrics:
         self._models = Gauge("forecast_models_in_memory", "Models in memory, the pinned included.")
         self._memory = Gauge("forecast_model_memory_bytes", "What these take, as they say.")
         self._budget = Gauge("forecast_model_memory_budget_bytes", "What they may take, if set.")
-        self._budget_bytes: float | None = None
         self._unloads = Counter(
             "forecast_unloads",
             "Models that the service unloaded: to stay within the budget, or because they were "
@@ -103,19 +103,15 @@ class ServiceMetrics:
         """Record that the service unloaded a model: for "budget", or as it was "idle"."""
         self._unloads.inc(tags={"reason": reason})
 
-    def set_memory(self, models: int, size_bytes: int) -> None:
-        """Set how many models are in memory, and what they take. Ray forgets a gauge that is old.
+    def set_memory(self, models: int, size_bytes: int, budget_bytes: float) -> None:
+        """Set how many models are in memory, what they take, and what they may take, if limited.
 
-        So this has to be called again and again, and repeats the budget.
+        Ray forgets a gauge that is old: this has to be called again and again.
         """
         self._models.set(models)
         self._memory.set(size_bytes)
-        if self._budget_bytes is not None:
-            self._budget.set(self._budget_bytes)
-
-    def set_budget(self, budget_bytes: float) -> None:
-        """Set what the models in memory may take."""
-        self._budget_bytes = budget_bytes
+        if math.isfinite(budget_bytes):
+            self._budget.set(budget_bytes)
 
     def _record_failure(self, error: BaseException, asked_by: str) -> None:
         self._load_failures.inc(tags={"kind": type(error).__name__, "asked_by": asked_by})

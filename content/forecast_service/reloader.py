@@ -124,6 +124,7 @@ class ModelReloader:
         elif answered or not self._away:
             turn.put_off = min(turn.put_off + 1, MOST_PUT_OFF)
         turn.due_s = self._in_s(put_off=turn.put_off)
+        error = None  # it and this frame refer to each other, and its traceback to the model
 
     def _silent_s(self) -> float:
         """Return for how long checks have failed, and none has been answered."""

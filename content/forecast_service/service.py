@@ -95,7 +95,6 @@ class ModelService(Generic[Model]):
         if self.budget_bytes < math.inf:
             return_freed_memory()
             self.memory.limit(self.budget_bytes)
-            self.metrics.set_budget(self.budget_bytes)
         self._keep_up("reports its requests", self.metrics.publish())
         self._keep_up("unloads models", self.memory.run())
         if self.settings.reload_check_s:
