@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from ray.exceptions import TaskCancelledError
 from starlette.types import Receive, Scope, Send
 
 from forecast_service.customer_ids import CUSTOMER_ID, MODEL_ID_HEADER
@@ -38,6 +39,7 @@ MAX_VALUE_BYTES = 40  # 24 of the longest float, the rest for a comma, a line en
 MAX_FAULTS = 10  # reported of one request
 BODY_TIMEOUT_S = 10  # for the whole of a body
 MIN_FIELD_BYTES = 5  # `"":1,`
+LEFT = "the client left before its body was complete"
 OPENERS = b'"', b"[", b"{"
 NUMBERS_AND_SPACE = b"0123456789+-.eE \t\r\n"
 Body = TypeVar("Body", bound="RequestBody")
@@ -165,11 +167,13 @@ async def read_body(request: Request, model: type[Body]) -> Body:
             while not complete:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientLeftError("the client left before its body was complete")
+                    raise ClientLeftError(LEFT)
                 body += message.get("body", b"")
                 if len(body) > model.max_bytes:
                     raise BodyTooLargeError(f"a body is at most {model.max_bytes} bytes")
                 complete = not message.get("more_body", False)
+    except TaskCancelledError:  # so Ray Serve's default proxy may say it, in place of a message
+        raise ClientLeftError(LEFT) from None
     except TimeoutError:
         raise BodyTooSlowError(f"the body did not arrive in {BODY_TIMEOUT_S} s") from None
     if is_crowded(body, model):

@@ -98,7 +98,7 @@ class ForecastModel:
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class FoldedModel:
-    """A ForecastModel as one affine map, in plain numbers: for one window, NumPy takes longer."""
+    """A ForecastModel as one affine map, in plain numbers: for one window, NumPy costs more."""
 
     customer_id: str
     version: str
