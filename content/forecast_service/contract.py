@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
-from ray.exceptions import TaskCancelledError
 from starlette.types import Receive, Scope, Send
 
 from forecast_service.customer_ids import CUSTOMER_ID, MODEL_ID_HEADER
@@ -165,15 +164,16 @@ async def read_body(request: Request, model: type[Body]) -> Body:
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):  # who sends nothing would hold a place
             while not complete:
-                message = await request.receive()
+                try:
+                    message = await request.receive()
+                except Exception as error:  # Ray's default proxy may end a body so, as an error
+                    raise ClientLeftError(LEFT) from error
                 if message["type"] == "http.disconnect":
                     raise ClientLeftError(LEFT)
                 body += message.get("body", b"")
                 if len(body) > model.max_bytes:
                     raise BodyTooLargeError(f"a body is at most {model.max_bytes} bytes")
                 complete = not message.get("more_body", False)
-    except TaskCancelledError:  # so Ray Serve's default proxy may say it, in place of a message
-        raise ClientLeftError(LEFT) from None
     except TimeoutError:
         raise BodyTooSlowError(f"the body did not arrive in {BODY_TIMEOUT_S} s") from None
     if is_crowded(body, model):
