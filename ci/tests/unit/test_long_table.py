@@ -1,0 +1,332 @@
+"""A long table becomes what training takes, and each problem in it names its customer."""
+
+import json
+import subprocess
+import sys
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecast_service.customer_ids import check_customer_id
+from fuzzing import fuzz
+from lab.traffic import FOOTFALL
+from own_models.long_table import Columns, as_customer_id, read_long_table
+
+CONTENT = FOOTFALL.parents[1]
+FIRST = date(2024, 1, 1)
+DAYS = 60
+
+
+def rows(name: str = "shop", days: range = range(DAYS), value=lambda day: 10 + day) -> list[tuple]:
+    return [(name, FIRST + timedelta(day), float(value(day))) for day in days]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write rows as a table, read it, and check that Parquet and CSV say the same."""
+
+    def read(table: list[tuple] | pl.DataFrame, columns=Columns(), **options):  # noqa: B008
+        frame = table
+        if not isinstance(table, pl.DataFrame):
+            frame = pl.DataFrame(table, schema=list(columns), orient="row", strict=False)
+        tables = []
+        for suffix in "parquet", "csv":
+            path = tmp_path / f"table.{suffix}"
+            getattr(frame, f"write_{suffix}")(path)
+            tables.append(read_long_table(path, columns, **options))
+        one, other = tables
+        np.testing.assert_array_equal(one.counts, other.counts)
+        assert (one.names, one.customer_ids) == (other.names, other.customer_ids)
+        assert [p.fault for p in one.problems] == [p.fault for p in other.problems]
+        return one
+
+    return read
+
+
+def problem(table, name: str = "shop"):
+    (found,) = (problem for problem in table.problems if problem.customer == name)
+    return found
+
+
+def test_a_whole_table_becomes_the_trainings_array_and_has_no_problem(footfall, read):
+    ids, dates, counts = footfall
+    frame = pl.DataFrame(
+        {
+            "customer": np.repeat(ids[:20], len(dates)),
+            "date": np.tile(dates, 20),
+            "value": counts[:20].ravel().astype(np.int64),
+        }
+    )
+    table = read(frame)
+    assert not table.problems
+    customer_ids, days, values = table.complete()
+    assert customer_ids == ids[:20] and (days == dates).all() and (values == counts[:20]).all()
+
+
+@fuzz
+@given(st.randoms(use_true_random=False), st.integers(1, 7))
+def test_the_order_of_rows_and_the_size_of_batches_change_nothing(tmp_path_factory, random, batch):
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    whole = [row for name in "abc" for row in rows(name, range(10))]
+    shuffled = random.sample(whole, len(whole))
+    pl.DataFrame(shuffled, schema=list(Columns()), orient="row").write_csv(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("own_models.long_table.BATCH_ROWS", batch)
+        table = read_long_table(path)
+    assert table.customer_ids == list("abc")
+    assert (table.counts == 10 + np.arange(10)).all()
+    back = {
+        name
+        for name in "abc"
+        if [row[1] for row in shuffled if row[0] == name] != [row[1] for row in rows(name)[:10]]
+    }
+    assert {found.customer for found in table.problems} == back
+    assert all("order" in found.fault and not found.left_out for found in table.problems)
+
+
+def test_a_short_gap_is_filled_from_the_same_weekday_before_and_after(read):
+    table = read(
+        [row for day, row in enumerate(rows(value=lambda day: day)) if day not in (20, 21)]
+    )
+    assert table.counts[0].tolist() == list(range(DAYS))
+    assert "lacks 2 days, the first is 2024-01-21" in problem(table).fault
+
+
+def test_a_value_that_is_not_there_is_a_gap(read):
+    table = read([(*row[:2], None if day == 30 else row[2]) for day, row in enumerate(rows())])
+    assert "lacks 1 days, the first is 2024-01-31" in problem(table).fault
+    assert table.counts[0, 30] == 40
+
+
+def test_days_before_a_long_gap_are_dropped(read):
+    table = read(rows(days=range(10)) + rows(days=range(30, DAYS)) + rows("whole"))
+    assert "lacks 20 days from 2024-01-11" in problem(table).fault
+    assert np.isnan(table.counts[0, :30]).all()
+    assert table.series("shop").tolist() == [10.0 + day for day in range(30, DAYS)]
+    assert table.complete()[0] == ["whole"]
+
+
+def test_a_customer_that_begins_late_is_taken_and_named(read):
+    table = read(rows(days=range(40, DAYS)) + rows("whole"))
+    assert problem(table).fault == "begins on 2024-02-10, with 20 of 60 days"
+    assert len(table.series("shop")) == 20 and table.complete()[0] == ["whole"]
+
+
+def test_a_customer_that_ended_is_left_out_and_named(read):
+    table = read(rows(days=range(40)) + rows("whole"))
+    assert table.customer_ids == ["whole"]
+    assert problem(table).left_out and "ended on 2024-02-09, 20 days before" in problem(table).fault
+
+
+@pytest.mark.parametrize(("duplicates", "value"), [("sum", 30), ("mean", 15)])
+def test_rows_of_one_day_are_summed_or_averaged_if_told_so(read, duplicates, value):
+    table = read([*rows(), ("shop", FIRST, 20.0)], duplicates=duplicates)
+    assert table.counts[0, 0] == value
+    assert f"their {duplicates} is taken" in [p.advice for p in table.problems]
+
+
+def test_rows_of_one_day_that_differ_leave_their_customer_out_unless_told_what_they_mean(read):
+    table = read([*rows("whole"), *rows()[:30], ("shop", FIRST, 10.0), ("shop", FIRST, 20.0)])
+    found = {p.fault: p for p in table.problems}
+    assert found["1 days have several rows, the first is 2024-01-01"].left_out
+    assert table.customer_ids == ["whole"]
+
+
+def test_rows_of_one_day_that_say_the_same_are_one(read):
+    table = read([*rows(), *rows(days=range(DAYS - 1, DAYS))])
+    assert not problem(table).left_out and table.counts[0, -1] == 69
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Auckland", "Europe/London", "America/New_York", "UTC"])
+def test_local_midnights_in_utc_are_days_at_the_customers_time_zone(tmp_path, zone):
+    """Over a whole year, and so over both changes of the clocks."""
+    midnights = [datetime(2024, 1, 1, tzinfo=ZoneInfo(zone)) + timedelta(day) for day in range(366)]
+    frame = pl.DataFrame(
+        {"customer": "shop", "date": midnights, "value": range(366)},
+        schema_overrides={"date": pl.Datetime("us", zone)},
+    ).with_columns(pl.col("date").dt.convert_time_zone("UTC"))
+    texts = [moment.astimezone(ZoneInfo("UTC")).isoformat() for moment in midnights]
+    zulus = [text.replace("+00:00", "Z").replace("T", " ") for text in texts]
+    offsets = [moment.isoformat() for moment in midnights]
+    for number, dates in enumerate((frame["date"], texts, zulus, offsets)):
+        path = tmp_path / f"{number}.parquet"
+        frame.with_columns(date=pl.Series(dates)).write_parquet(path)
+        table = read_long_table(path, time_zone=zone)
+        assert not table.problems and table.counts[0].tolist() == list(range(366))
+        assert str(table.dates[0]) == "2024-01-01"
+
+
+def test_hours_add_up_to_local_days_also_on_days_of_23_and_25_hours(read):
+    first = datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/London")).astimezone(ZoneInfo("UTC"))
+    hours = [first + timedelta(hours=hour) for hour in range(366 * 24)]
+    frame = pl.DataFrame({"customer": "shop", "date": hours, "value": 1.0})
+    table = read(frame, time_zone="Europe/London", duplicates="sum")
+    odd = {str(day): int(n) for day, n in zip(table.dates, table.counts[0], strict=True) if n != 24}
+    assert odd == {"2024-03-31": 23, "2024-10-27": 25}
+
+
+def test_a_timestamp_with_an_offset_wants_a_time_zone(tmp_path, read):
+    frame = pl.DataFrame({"customer": "shop", "date": [datetime(2024, 1, 1)], "value": 1.0})
+    frame = frame.with_columns(pl.col("date").dt.replace_time_zone("UTC"))
+    path = tmp_path / "t.parquet"
+    frame.write_parquet(path)
+    with pytest.raises(ValueError, match=r"time zone UTC.*time_zone, such as Pacific/Auckland"):
+        read_long_table(path)
+    text = frame.with_columns(date=pl.lit("2024-01-01T00:00:00Z"))
+    with pytest.raises(ValueError, match=r"shop.*offset from UTC, as '2024-01-01T00:00:00Z'.*zone"):
+        read(text)
+    with pytest.raises(ValueError, match="there is no time zone 'NZ/Auckland'"):
+        read(text, time_zone="NZ/Auckland")
+
+
+@pytest.mark.parametrize(
+    ("row", "fault", "advice"),
+    [
+        (("shop", "31/12/2024", "1"), "have no date, as '31/12/2024'", "2023-12-31"),
+        (("shop", "2024-02-30", "1"), "have no date, as '2024-02-30'", "2023-12-31"),
+        (("shop", "", "1"), "have no date", "2023-12-31"),
+        (("shop", "2024-01-01", "1,5"), "are no numbers, as '1,5'", "1234.5"),
+        (("shop", "2024-01-01", "n/a"), "are no numbers, as 'n/a'", "1234.5"),
+        (("shop", "2024-01-01", "-1"), "outside 0 to 1e+12, as -1", "FLOOR"),
+        (("shop", "2024-01-01", "1e13"), "outside", "FLOOR"),
+        (("shop", "2024-01-01", "inf"), "outside", "FLOOR"),
+        (("shop", "2024-01-01", "nan"), "outside", "FLOOR"),
+        (("", "2024-01-01", "1"), "1 rows name no customer", "whose"),
+        ((None, "2024-01-01", "1"), "1 rows name no customer", "whose"),
+    ],
+    ids=lambda value: str(value[:3]) if isinstance(value, tuple) else "",
+)
+def test_a_row_that_cannot_be_used_names_its_customer_and_leaves_it_out(read, row, fault, advice):
+    good = [(name, str(day), str(value)) for name, day, value in rows("whole")]
+    table = read([*good, row])
+    (found,) = table.problems
+    assert fault in found.fault and advice in found.advice and found.left_out
+    assert found.customer == (row[0] or "(no name)") and table.customer_ids == ["whole"]
+
+
+names = st.text(min_size=1, max_size=80).map(str.strip).filter(bool)
+
+
+@fuzz
+@given(names)
+def test_a_name_of_any_script_becomes_a_customer_id_that_leads_back_to_it(name):
+    customer_id = as_customer_id(name.encode(errors="replace").decode())
+    assert check_customer_id(customer_id) == customer_id
+    if len(name.encode(errors="replace")) <= 32 and customer_id != name:
+        assert bytes.fromhex(customer_id).decode() == name.encode(errors="replace").decode()
+
+
+def test_names_that_cannot_be_ids_are_mapped_and_named(read):
+    table = read([row for name in ("Café Ōtāhuhu", "店", "a/b", "007") for row in rows(name)])
+    assert table.names == sorted(["Café Ōtāhuhu", "店", "a/b", "007"])
+    assert table.customer_ids == [as_customer_id(name) for name in table.names]
+    assert {found.customer for found in table.problems} == {"Café Ōtāhuhu", "店", "a/b"}
+    assert table.customer_ids[0] == "007"
+
+
+def test_names_that_differ_in_case_alone_get_ids_that_differ_on_every_file_system(read):
+    table = read(rows("Shop") + rows("shop"))
+    assert len({customer_id.lower() for customer_id in table.customer_ids}) == 2
+    assert all("upper and lower case" in found.fault for found in table.problems)
+
+
+def test_ways_of_writing_one_name_are_one_customer(read):
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    table = read(rows(composed, range(30)) + rows(f" {decomposed} ", range(30, DAYS)))
+    assert table.names == [composed] and table.counts[0, -1] == 69
+    assert any("2 ways" in found.fault for found in table.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        (
+            "t.csv",
+            "shop,day,n\na,2024-01-01,1\n",
+            "'customer': it has 'shop', 'day', 'n'",
+        ),
+        ("t.csv", "customer;date;value\na;2024-01-01;1\n", "it has 'customer;date;value'"),
+        ("t.csv", "customer,date,value\n", "has no rows"),
+        ("t.csv", "", "cannot be read"),
+        ("t.parquet", "no parquet", "cannot be read"),
+        ("t.xlsx", "", "a table is a .csv, a .parquet"),
+        ("t.csv", "customer,date,value\na,0203-01-01,1\nb,2024-01-01,1\n", r"0203-01-01 \(a\) to"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_what_is_wanted(tmp_path, name, text, wanted):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=wanted):
+        read_long_table(path)
+
+
+def test_a_customer_without_a_value_is_left_out_and_named(read):
+    table = read([*rows("whole"), ("shop", FIRST, None)])
+    assert problem(table).left_out and problem(table).fault == "has no values"
+    assert table.customer_ids == ["whole"]
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no table"):
+        read_long_table(tmp_path / "t.csv")
+
+
+def test_columns_of_the_wrong_type_are_refused(tmp_path):
+    for column, value in ("date", 20240101), ("value", [1]):
+        frame = pl.DataFrame({"customer": ["a"], "date": [FIRST], "value": [1.0]})
+        frame.with_columns(pl.Series(column, [value])).write_parquet(tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match=f"{column} is .*: it has to be"):
+            read_long_table(tmp_path / "t.parquet")
+
+
+PEAK = """
+import json, resource, sys
+from own_models.long_table import read_long_table
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+read_long_table(sys.argv[1], duplicates="sum")  # a small one: what polars itself takes
+before = peak()
+table = read_long_table(sys.argv[2], duplicates="sum")
+print(json.dumps([peak() - before, table.counts.sum()]))
+"""
+
+
+def test_ten_times_the_rows_of_the_same_days_take_hardly_more_memory(tmp_path):
+    grown = []
+    for parts in 1, 10:
+        days, customers = 500, 200
+        names = np.repeat([f"customer_{number}" for number in range(customers)], days)
+        frame = pl.DataFrame(
+            {
+                "customer": np.tile(names, parts),
+                "date": np.tile(np.datetime64("2023-01-01") + np.arange(days), customers * parts),
+                "value": np.ones(days * customers * parts),
+            }
+        )
+        small, large = tmp_path / "small.parquet", tmp_path / f"{parts}.parquet"
+        frame[:1000].write_parquet(small)
+        frame.write_parquet(large, row_group_size=100_000)
+        command = [sys.executable, "-c", PEAK, str(small), str(large)]
+        done = subprocess.run(
+            command, cwd=CONTENT, capture_output=True, text=True, timeout=120, check=True
+        )
+        peak, total = json.loads(done.stdout)
+        assert total == len(frame)
+        grown.append(peak)
+    assert grown[1] < 0.5 * frame.estimated_size(), "a million rows were held in memory"
+
+
+def test_the_command_prints_each_problem_and_exits_with_1_if_a_customer_is_left_out(tmp_path):
+    path = Path(tmp_path, "t.csv")
+    for extra, status in ("", 0), ("b,2024-01-01,x\n", 1):
+        path.write_text("customer,date,value\n店,2024-01-01,1\n" + extra)
+        command = [sys.executable, "-m", "own_models.long_table", str(path)]
+        done = subprocess.run(command, cwd=CONTENT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stderr
+        assert "店: cannot be a customer id: its id is e5ba97" in done.stdout
+        assert ("left out: b" in done.stdout) == bool(status)
