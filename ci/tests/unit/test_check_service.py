@@ -1,0 +1,218 @@
+"""The check of a service passes one that keeps the contract, and names what another one breaks."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from forecast_service.artifact import from_bytes
+from forecast_service.contract import (
+    FORECAST_ROUTE,
+    DirectRoute,
+    ForecastRequest,
+    create_api,
+    json_body,
+    read_body,
+    respond,
+)
+from forecast_service.customer_ids import MODEL_ID_HEADER, check_customer_id
+from forecast_service.errors import MissingTokenError, UnknownCustomerError
+from lab import check_service
+from lab.traffic import FOOTFALL
+
+CONTENT = FOOTFALL.parents[1]
+CUSTOMER = "customer_0001"
+COMMAND = sys.executable, "-m", "lab.check_service"
+Change = Callable[[Request, Response, bytes], tuple[int, dict, bytes]]
+
+
+def stand_in(fleet: dict[str, bytes], change: Change | None, token: str | None) -> FastAPI:
+    """A service that keeps the contract, but for what `change` makes of its answers."""
+    api = create_api("A stand-in", DirectRoute)
+    more = {"openapi_extra": {"requestBody": json_body(ForecastRequest)}}
+    responses = FORECAST_ROUTE["responses"] | {401: {}}
+
+    @api.post(**FORECAST_ROUTE | more | {"responses": responses})
+    async def post_forecast(request: Request) -> Response:
+        if token and request.headers.get("Tenant-Authorization") != f"Bearer {token}":
+            raise MissingTokenError("no token")
+        name = request.headers.get(MODEL_ID_HEADER.replace("_", "-"))
+        customer_id = check_customer_id(request.headers.get(MODEL_ID_HEADER, name or ""))
+        if customer_id not in fleet:
+            raise UnknownCustomerError(f"there is no model for {customer_id}")
+        model = from_bytes(fleet[customer_id], customer_id)
+        answer = respond(model, await read_body(request, ForecastRequest))
+        headers = {"Server-Timing": "cache;desc=hit;dur=0.1", "X-Replica-Id": "one"}
+        body = answer.model_dump_json(exclude_none=True)
+        return Response(body, media_type="application/json", headers=headers)
+
+    async def break_it(request: Request, call_next: Callable) -> Response:
+        response = await call_next(request)
+        body = b"".join([part async for part in response.body_iterator])
+        status, headers = response.status_code, dict(response.headers)
+        if change:
+            status, headers, body = change(request, response, body)
+        headers.pop("content-length", None)
+        return Response(body, status, headers)
+
+    api.add_middleware(BaseHTTPMiddleware, dispatch=break_it)
+    return api
+
+
+@pytest.fixture
+def serve(fleet) -> Iterator[Callable[..., str]]:
+    """Start a stand-in, and return its URL."""
+    running = []
+
+    def serve(change: Change | None = None, token: str | None = None) -> str:
+        config = uvicorn.Config(stand_in(fleet, change, token), port=0, log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            assert thread.is_alive(), "the stand-in did not start"
+            thread.join(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    yield serve
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
+
+
+def off(url: str) -> set[str]:
+    found = check_service.check_service(url, CUSTOMER)
+    return {name for name, faults in found.items() if faults}
+
+
+def test_a_service_that_keeps_the_contract_passes(serve):
+    url = serve()
+    assert off(url) == set()
+    done = subprocess.run(
+        [*COMMAND, url, "--customer", CUSTOMER], cwd=CONTENT, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def edit(status: int, wanted: Callable[[dict], object]) -> Change:
+    """Change the JSON of the answers that have a status."""
+
+    def change(request: Request, response: Response, body: bytes) -> tuple[int, dict, bytes]:
+        if response.status_code == status and "openapi" not in request.url.path:
+            said = json.loads(body)
+            body = json.dumps(wanted(said) or said).encode()
+        return response.status_code, dict(response.headers), body
+
+    return change
+
+
+def answer(old: int, new: int) -> Change:
+    """Answer with another status."""
+    return lambda request, response, body: (
+        new if response.status_code == old else response.status_code,
+        dict(response.headers),
+        body,
+    )
+
+
+def drop(header: str, value: str | None = None) -> Change:
+    """Leave a header out, or give it another value."""
+
+    def change(request: Request, response: Response, body: bytes) -> tuple[int, dict, bytes]:
+        headers = dict(response.headers)
+        if header in headers:
+            headers[header] = value or ""
+        return response.status_code, headers, body
+
+    return change
+
+
+counted = iter(range(1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (edit(200, lambda said: said["forecast"].clear()), "forecasts"),
+        (
+            edit(200, lambda said: said.update(lower=said["upper"], upper=said["lower"])),
+            "forecasts",
+        ),
+        (edit(200, lambda said: said.update(customer_id="other")), "forecasts"),
+        (edit(200, lambda said: said.update(model_version="")), "forecasts"),
+        (edit(200, lambda said: said.update(extra=1)), "forecasts"),
+        (edit(200, lambda said: [said]), "forecasts"),
+        (edit(200, lambda said: said.update(upper=[None] * 7)), "forecasts"),
+        (edit(200, lambda said: said.update(upper=[1e9 + next(counted)] * 7)), "repeats"),
+        (edit(200, lambda said: {**said, "padded": False}), "extends_short_histories"),
+        (answer(422, 400), "refuses_wrong_bodies"),
+        (edit(422, lambda said: {"detail": [{"loc": ["body"]}]}), "refuses_wrong_bodies"),
+        (edit(422, lambda said: {**said, "sent": "x" * 6000}), "refuses_wrong_bodies"),
+        (edit(400, lambda said: {"detail": "no"}), "refuses_a_missing_id"),
+        (answer(400, 404), "refuses_malformed_ids"),
+        (answer(404, 400), "knows_who_has_no_model"),
+        (edit(404, lambda said: {"detail": "unknown"}), "knows_who_has_no_model"),
+        (drop("server-timing", "cache;desc=miss;dur=1"), "knows_who_has_no_model"),
+        (drop("server-timing"), "says_who_answers"),
+        (drop("x-replica-id"), "says_who_answers"),
+        (answer(415, 422), "refuses_compressed_bodies"),
+        (answer(405, 404), "refuses_other_methods"),
+        (answer(404, 410), "documents_itself"),
+        (answer(422, 500), "keeps_its_secrets"),
+        (edit(422, lambda said: {**said, "x": "Traceback"}), "keeps_its_secrets"),
+    ],
+)
+def test_what_a_service_breaks_is_named(serve, change, check):
+    assert check in off(serve(change))
+
+
+def test_long_histories_that_count_whole_are_noticed(serve):
+    def change(request: Request, response: Response, body: bytes) -> tuple[int, dict, bytes]:
+        if int(request.headers.get("content-length", 0)) > 20_000:
+            body = body.replace(b'"upper":[', b'"upper":[1')
+        return response.status_code, dict(response.headers), body
+
+    assert off(serve(change)) == {"takes_long_histories"}
+
+
+def test_a_header_with_hyphens_that_is_not_taken_is_noticed(serve):
+    def change(request: Request, response: Response, body: bytes) -> tuple[int, dict, bytes]:
+        hyphens = MODEL_ID_HEADER.replace("_", "-") in request.headers
+        return 400 if hyphens else response.status_code, dict(response.headers), body
+
+    assert off(serve(change)) == {"takes_hyphens"}
+
+
+def test_a_service_with_tokens_is_asked_with_one(serve, monkeypatch):
+    url = serve(token="secret")
+    assert off(url) == {"forecasts"}, "without a token there is nothing to check"
+    monkeypatch.setenv("TENANT_TOKEN", "secret")
+    assert off(url) == set()
+    monkeypatch.setenv("TENANT_TOKEN", "any")
+    assert "checks_tokens" in off(serve())
+
+
+def test_the_command_exits_with_1_and_says_what_is_off(serve):
+    url = serve(answer(404, 400))
+    for address, said in (
+        (url, "OFF knows who has no model\n      an unknown id is answered 400"),
+        ("http://127.0.0.1:1", "nobody answers at http://127.0.0.1:1"),
+    ):
+        done = subprocess.run(
+            [*COMMAND, address, "--customer", CUSTOMER],
+            cwd=CONTENT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert said in done.stdout + done.stderr
