@@ -36,8 +36,9 @@ install_debian() { # COMMAND PACKAGE ...
   }
 }
 
-install_pytorch_and_s3() { # the server apart: it has a hash, so it must be alone
+install_chapters_extras() { # the S3 server apart: it has a hash, so it must be alone
   pip install -q -r content/chapters/requirements_pytorch_s3.txt
+  pip install -q -r content/chapters/requirements_mlflow.txt
   pip install -q -r content/chapters/requirements_s3_server.txt
 }
 
@@ -110,8 +111,8 @@ if [[ -z $tier ]]; then
 fi
 
 if [[ $tier == chapters ]]; then
-  step "Install what the chapter on PyTorch and S3 needs"
-  install_pytorch_and_s3
+  step "Install what the chapters on PyTorch and S3, and on a registry, need"
+  install_chapters_extras
   for chapter in content/chapters/*.ipynb; do
     step "Run $chapter"
     run_notebook "chapters/$(basename "$chapter")"
@@ -125,9 +126,9 @@ if [[ $tier == long ]]; then
   step "Install the other servers' environments, Prometheus, and a load generator"
   install_debian prometheus prometheus
   install_debian wrk wrk
-  install_pytorch_and_s3
+  install_chapters_extras
 
-  step "Test what wants S3, PyTorch, Prometheus, a cluster to join, or the package index"
+  step "Test what wants S3, PyTorch, MLflow, Prometheus, a cluster to join, or the package index"
   pytest -q -p no:cacheprovider --durations=15 ci/tests/long --ignore=ci/tests/long/nodes
 
   step "Lose a node of a cluster under load" # apart: it sets Ray's variables before Ray starts
