@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from forecast_service.errors import CorruptModelError
 from forecast_service.model import HORIZON, LAGS, Forecast
@@ -12,7 +13,11 @@ from forecast_service.model import HORIZON, LAGS, Forecast
 TRIAL_TIMEOUT_S = 5  # for two forecasts, which take microseconds: only to tell a graph without end
 NOWHERE = "/dev/null"  # no folder: by default, a graph's weights may lie in the working directory
 SESSION_BYTES, BYTES_PER_BYTE = 150_000, 4.6  # of memory: a session, and each byte of its graph
-ERRORS = Exception  # onnxruntime's own derive from no class of its own
+ERRORS = tuple(  # of onnxruntime: they have no class in common but Exception
+    kind
+    for kind in vars(onnxruntime_pybind11_state).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+)
 SOURCE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:/\S+:\d+ .*?\) (?=[A-Z]))?", re.DOTALL)
 
 
@@ -68,9 +73,13 @@ class OnnxForecaster:
         """Forecast with an interval, as forecast_service.model.ForecastModel.predict does.
 
         Raises:
-            CorruptModelError: if what the graph makes of this history is not finite.
+            CorruptModelError: if the graph fails at this history, or its forecast is not finite.
         """
-        forecast = self._run(lags)
+        try:
+            forecast = self._run(lags)
+        except ERRORS as error:
+            reason = f"the model of {self.customer_id} fails at this history: {_reason(error)}"
+            raise CorruptModelError(reason) from None
         if not np.isfinite(forecast).all():
             raise CorruptModelError(f"the model of {self.customer_id} has no finite forecast here")
         return Forecast.around(forecast, self.half_width.astype(float))

@@ -32,9 +32,7 @@ LONGEST_HEX_BYTES = 32  # of a name, whose hexadecimal digits are a customer id
 BATCH_ROWS = 100_000  # in memory at a time
 FEW = 5  # problems that stand for all
 NOBODY = "(no name)"
-OFFSET = re.compile(
-    r"T.*(?:Z|[+-]\d{2}:?\d{2})$"
-)  # at the end of a timestamp that says its distance from UTC
+OFFSET = re.compile(r"[T ].*(?:Z|[+-]\d{2}:?\d{2})$")  # from UTC, in a timestamp
 Duplicates = Literal["refuse", "sum", "mean"]
 
 

@@ -286,6 +286,21 @@ def test_a_forecast_that_is_not_finite_is_an_error_of_the_model_and_no_answer():
         model.predict(-np.ones(LAGS))
 
 
+def test_a_graph_that_fails_at_a_history_is_an_error_of_the_model():
+    """It looks up what is not there, but for the histories that it is tried on."""
+    table = numpy_helper.from_array(np.ones((100, HORIZON), np.float32), "table")
+    lookup = graph(
+        helper.make_node("ReduceMax", ["counts", "axis"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["row"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "row"], ["forecast"], axis=0),
+        more=(table, numpy_helper.from_array(np.array([1]), "axis")),
+    )
+    model = from_bytes(sealed(lookup), "shop")
+    assert model.predict(np.ones(LAGS)).forecast.tolist() == [1] * HORIZON
+    with pytest.raises(CorruptModelError, match=r"model of shop fails at this history: .*Gather"):
+        model.predict(np.full(LAGS, 1000.0))
+
+
 def test_a_models_size_is_about_what_it_takes_in_memory(fitted):
     """Of trees; others take less than they say."""
     for family, least in ("boosted trees", 0.6), ("nearest weeks", 0.05):
