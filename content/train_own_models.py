@@ -40,18 +40,19 @@ class Trained(NamedTuple):
 def fit_customer(
     customer_id: str, counts: np.ndarray, trained_until: str, wanted: Sequence[str]
 ) -> list[Trained] | str:
-    """Fit a model of each family to counts, shape (days,), or say why there is none."""
-    try:
-        series = check_series(customer_id, counts, HOLDOUT_DAYS)
-        trained = []
-        for family in wanted:
+    """Fit a model of each family that counts, shape (days,), allow, or say why there is none."""
+    trained, reason = [], ""
+    for family in wanted:
+        try:
+            series = check_series(customer_id, counts, HOLDOUT_DAYS)
             model, error = families.fit(family, customer_id, series[:-HOLDOUT_DAYS], trained_until)
-            scores = score(model, series)
-            artifact = to_bytes(model, trained_until, scores)
-            trained.append(Trained(family, error, scores, artifact))
-    except ValueError as error:
-        return str(error)
-    return trained
+        except ValueError as fault:
+            reason = str(fault)
+            continue
+        scores = score(model, series)
+        artifact = to_bytes(model, trained_until, scores)
+        trained.append(Trained(family, error, scores, artifact))
+    return trained or reason
 
 
 def fit_all(
@@ -59,7 +60,8 @@ def fit_all(
 ) -> dict[str, list[Trained] | str]:
     """Fit a model of each family to each customer of a table, and show progress.
 
-    Returns by customer id the models, or why there are none.
+    Returns by customer id the models, of a young customer perhaps not of all families, or why there
+    is none.
     """
     trained_until = str(table.dates[-HOLDOUT_DAYS - 1]) if len(table.dates) > HOLDOUT_DAYS else ""
     tasks = {

@@ -34,6 +34,7 @@ from own_models.forecaster import OnnxForecaster
 
 OPSET = {"": 21, "ai.onnx.ml": 3}  # of ONNX's operators: the oldest that the converters need
 COMPONENTS, NEIGHBOURS = 8, 40
+FEWEST_WINDOWS = NEIGHBOURS  # to fit a family to; the linear model takes one
 TREES, LEAVES = 60, 31  # a step ahead
 LINEAR = "linear"
 Family = Callable[[np.ndarray, np.ndarray], bytes]
@@ -84,13 +85,20 @@ def fit(family: str, customer_id: str, counts: np.ndarray, trained_until: str) -
     As in forecast_service.model.fit, the last CALIBRATION_DAYS give the interval alone.
 
     Raises:
-        ValueError: as forecast_service.model.fit. KeyError: if there is no such family.
+        ValueError: as forecast_service.model.fit, and if there are fewer than FEWEST_WINDOWS.
+        KeyError: if there is no such family.
     """
     counts = check_series(customer_id, counts)
     if family == LINEAR:
         model = linear.fit(customer_id, counts, trained_until)
         return Fitted(model, float(calibration_errors(model, counts).mean()))
-    graph = FAMILIES[family](*windows(counts[:-CALIBRATION_DAYS]))
+    lags, future = windows(counts[:-CALIBRATION_DAYS])
+    if len(lags) < FEWEST_WINDOWS:
+        raise ValueError(
+            f"{customer_id}: {len(lags)} windows to fit {family} to are too few, at least "
+            f"{FEWEST_WINDOWS} are wanted: wait for more days, or take the {LINEAR} model"
+        )
+    graph = FAMILIES[family](lags, future)
     model = OnnxForecaster(graph, np.zeros(HORIZON, np.float32), customer_id)
     errors = calibration_errors(model, counts)
     model.half_width = conformal_half_width(errors)

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Iterator
 
 import numpy as np
+import polars as pl
 import pytest
 from live_service import ON_BOTH, SERVICE, is_hit
 from onnx import TensorProto, helper, numpy_helper
 from ray import serve
 
 from forecast_service.model import HOLDOUT_DAYS, HORIZON, LAGS, Scores, windows
-from forecast_service.settings import Settings
+from forecast_service.settings import Settings, StoreSettings
 from lab.chapter import NAMED
 from lab.check_service import check_service
 from lab.serving import launch, wait_until
@@ -18,6 +19,8 @@ from lab.traffic import send
 from own_models import families
 from own_models.artifact import from_bytes, to_bytes
 from own_models.forecaster import OnnxForecaster
+from own_models.long_table import read_long_table
+from train_own_models import EVERY_FAMILY, best_on_calibration, fit_all, store_all
 
 URL = f"{SERVICE}/own"
 RELOAD_CHECK_S = 1
@@ -52,6 +55,30 @@ def mixed(own, store, fleet, trees):
     """The store, with models of both kinds."""
     store.repair(fleet | trees)
     return store
+
+
+def test_training_fits_each_customer_what_its_days_allow_and_says_who_has_too_few(
+    session_dir, footfall, tmp_path
+):
+    _, dates, counts = footfall
+    days = {"old": 600, "young": 410, "new": 100}
+    rows = [
+        (name, day, float(count))
+        for row, (name, number) in enumerate(days.items())
+        for day, count in zip(dates[-number:].tolist(), counts[row, -number:], strict=True)
+    ]
+    path = tmp_path / "table.parquet"
+    pl.DataFrame(rows, schema=["customer", "date", "value"], orient="row").write_parquet(path)
+    fitted = fit_all(read_long_table(path))
+    assert [model.family for model in fitted["old"]] == list(EVERY_FAMILY)
+    assert [model.family for model in fitted["young"]] == [families.LINEAR]
+    assert "new: 100 days are too few" in fitted["new"]
+    chosen = {name: best_on_calibration(fitted[name]) for name in ("old", "young")}
+    place = StoreSettings(model_store=str(tmp_path / "models"))
+    asyncio.run(store_all(chosen, place))
+    for name in chosen:
+        data = (tmp_path / "models" / name / "model.safetensors").read_bytes()
+        assert data == chosen[name].artifact and from_bytes(data, name)
 
 
 @ON_BOTH

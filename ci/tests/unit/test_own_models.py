@@ -146,6 +146,14 @@ def test_a_fit_sees_nothing_of_the_calibration_days_but_in_its_interval(series, 
     assert (model.half_width > fitted["nearest weeks"].model.half_width).all()
 
 
+def test_a_series_with_few_windows_is_for_the_linear_model_alone(series):
+    young = series[: LAGS + HORIZON + linear.CALIBRATION_DAYS + 10]
+    assert families.fit(families.LINEAR, "shop", young, "").model
+    for family in families.FAMILIES:
+        with pytest.raises(ValueError, match=f"shop: 11 windows to fit {family} to are too few"):
+            families.fit(family, "shop", young, "")
+
+
 def test_an_artifact_without_a_kind_is_a_linear_model(fitted):
     model = fitted[families.LINEAR].model
     data = linear_to_bytes(model, SCORES)
