@@ -19,7 +19,7 @@ from lab.this_machine import ask_directly
 START_TIMEOUT_S = 120  # it takes 10 s on an idle machine
 STOP_TIMEOUT_S = 20
 ENVIRONMENT = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a dozen processes that a registry lacks not
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a dozen processes that a registry does without
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
@@ -29,21 +29,21 @@ class MlflowServer:
 
     def __init__(self, folder: Path):
         self._folder = Path(folder)
-        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "MlflowServer":
         self.start()
-        self.wait()
         return self
 
     def __exit__(self, *_) -> None:
         self.stop()
 
     def start(self) -> None:
-        """Start it, and do not wait for it: it takes a while, in which there is other work.
+        """Start, and return when it answers.
 
         Raises:
             ModuleNotFoundError: if MLflow is not installed.
+            RuntimeError: if it ends, or does not answer within START_TIMEOUT_S, with the end of its
+                log.
         """
         if not importlib.util.find_spec("mlflow"):
             raise ModuleNotFoundError(
@@ -57,17 +57,11 @@ class MlflowServer:
         command += ["--artifacts-destination", str(self._folder.resolve() / "artifacts")]
         if setpriv := shutil.which("setpriv"):  # on Linux: end with the process that started it
             command = [setpriv, "--pdeathsig", "TERM", *command]
-        with self._log.open("wb") as log:
+        log_file = self._folder / "server.log"
+        with log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT
             )
-
-    def wait(self) -> None:
-        """Return when it answers.
-
-        Raises:
-            RuntimeError: if it has ended, or takes START_TIMEOUT_S, with the end of its log.
-        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
@@ -76,7 +70,7 @@ class MlflowServer:
             except requests.RequestException:
                 time.sleep(0.1)
         self.stop()
-        raise RuntimeError(f"MLflow did not start:\n{self._log.read_text()[-2000:]}")
+        raise RuntimeError(f"MLflow did not start:\n{log_file.read_text()[-2000:]}")
 
     def stop(self) -> None:
         """End it, and the server that it has started."""
@@ -86,7 +80,3 @@ class MlflowServer:
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self._port}"
-
-    @property
-    def _log(self) -> Path:
-        return self._folder / "server.log"

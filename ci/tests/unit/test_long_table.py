@@ -1,5 +1,6 @@
 """A long table becomes what training takes, and each problem in it names its customer."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -160,6 +161,15 @@ def test_local_midnights_in_utc_are_days_at_the_customers_time_zone(tmp_path, zo
         table = read_long_table(path, time_zone=zone)
         assert not table.problems and table.counts[0].tolist() == list(range(366))
         assert str(table.dates[0]) == "2024-01-01"
+
+
+def test_the_utc_date_of_londons_midnights_has_a_day_twice_in_march_and_a_gap_in_october():
+    zone = ZoneInfo("Europe/London")
+    midnights = [datetime(2024, 1, 1, tzinfo=zone) + timedelta(day) for day in range(366)]
+    days = [moment.astimezone(ZoneInfo("UTC")).date() for moment in midnights]
+    steps = {day: (after - day).days for day, after in itertools.pairwise(days)}
+    assert {day: step for day, step in steps.items() if step != 1} == {date(2024, 10, 26): 2}
+    assert [day for day in days if days.count(day) > 1] == [date(2024, 3, 31)] * 2
 
 
 def test_hours_add_up_to_local_days_also_on_days_of_23_and_25_hours(read):
