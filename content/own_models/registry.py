@@ -176,7 +176,7 @@ async def _look(
     if mend:
         await store.write(customer_id, data)
     has = "another model" if held else "none"
-    what = f"the {ALIAS} in the registry is version {champion.version}, the store has {has}"
+    what = f"version {champion.version} is the {ALIAS}, the store has {has}"
     return Difference(customer_id, what, mended=mend)
 
 

@@ -75,7 +75,10 @@ def test_a_promotion_and_a_roll_back_reach_the_store(client, store, artifacts):
         version = register(client, "customer_123", data)
         promote(client, "customer_123", version)
         (difference,) = asyncio.run(compare(client, store))
-        assert f"is version {version}, the store has" in difference.what and not difference.mended
+        assert (
+            f"version {version} is the {ALIAS}, the store has" in difference.what
+            and not difference.mended
+        )
         (mended,) = asyncio.run(sync(client, store))
         assert mended.mended and asyncio.run(held(store)) == data
         assert asyncio.run(compare(client, store)) == asyncio.run(sync(client, store)) == []
