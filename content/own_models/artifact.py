@@ -51,7 +51,7 @@ def to_bytes(model: ForecastModel | OnnxForecaster, trained_until: str, scores: 
 
 
 def from_bytes(data: bytes, customer_id: str) -> Forecaster:
-    """Read a customer's model, of whatever kind.
+    """Read a customer's model, of whatever kind, as a service keeps it.
 
     Raises:
         CorruptModelError: for all but an intact model of this customer, of a kind in READERS.
@@ -105,7 +105,7 @@ def _read_onnx(data: bytes, customer_id: str) -> OnnxForecaster:
 
 
 READERS: dict[str, Callable[[bytes, str], Forecaster]] = {
-    LINEAR: linear.from_bytes,
+    LINEAR: linear.folded_from_bytes,
     ONNX: _read_onnx,
 }
 

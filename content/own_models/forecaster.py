@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime
@@ -69,14 +70,14 @@ class OnnxForecaster:
         """Bytes of memory, as for trees, which take the most for each byte of their graph."""
         return SESSION_BYTES + round(BYTES_PER_BYTE * len(self.graph))
 
-    def predict(self, lags: np.ndarray) -> Forecast:
+    def predict(self, lags: np.ndarray | Sequence[float]) -> Forecast:
         """Forecast with an interval, as forecast_service.model.ForecastModel.predict does.
 
         Raises:
             CorruptModelError: if the graph fails at this history, or its forecast is not finite.
         """
         try:
-            forecast = self._run(lags)
+            forecast = self._run(np.asarray(lags, float))
         except ERRORS as error:
             reason = f"the model of {self.customer_id} fails at this history: {_reason(error)}"
             raise CorruptModelError(reason) from None

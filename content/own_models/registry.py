@@ -36,10 +36,11 @@ EXPERIMENT = "forecasts"
 FILE = "model.safetensors"
 SHA256 = "sha256"  # a version's tag: the artifact's checksum
 AT_ONCE = 50  # reads of the store
-PATIENCE = {  # of MLflow's client, which otherwise tries for minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default, it tries for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -67,7 +68,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise RegistryError("set MLFLOW_TRACKING_URI to the registry's address")
-    for name, value in PATIENCE.items():
+    for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 

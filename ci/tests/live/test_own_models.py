@@ -96,7 +96,7 @@ def test_a_service_of_all_kinds_passes_the_check_for_a_customer_of_each(mixed):
 def test_each_customer_gets_its_own_models_forecast_of_whatever_kind(mixed, ask, histories):
     for name, data in mixed.artifacts.items():
         expected = from_bytes(data, name).predict(np.array(histories["customer_123"], float))
-        assert ask(name, url=URL).json()["forecast"] == expected.forecast.tolist()
+        assert ask(name, url=URL).json()["forecast"] == list(expected.forecast)
 
 
 def test_a_graph_that_cannot_run_is_a_502_with_the_reason_and_costs_nobody_a_model(mixed, ask):
