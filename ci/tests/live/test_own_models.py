@@ -146,9 +146,9 @@ def test_a_warm_customer_does_not_wait_for_the_loads_of_others(mixed, histories)
     async def p99_ms(loads: int) -> float:
         trace = np.arange(loads) % len(HEAVY)
         beside = asyncio.create_task(
-            send(URL, HEAVY, history * len(HEAVY), trace, rate=LOADS_PER_S, progress=False)
+            send(f"{URL}/", HEAVY, history * len(HEAVY), trace, rate=LOADS_PER_S, progress=False)
         )
-        sent = await send(URL, NAMED[:1], history, [0] * 300, concurrency=1, progress=False)
+        sent = await send(f"{URL}/", NAMED[:1], history, [0] * 300, concurrency=1, progress=False)
         beside.cancel()
         loaded = await beside
         assert set(loaded.cache) <= {"miss", ""} and (len(loaded.cache) > 0) == bool(loads)
