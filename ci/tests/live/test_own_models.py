@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
-from live_service import ON_BOTH, SERVICE, is_hit
+from live_service import FAST, ON_BOTH, SERVICE, is_hit
 from onnx import TensorProto, helper, numpy_helper
 from ray import serve
 
@@ -26,6 +27,7 @@ URL = f"{SERVICE}/own"
 RELOAD_CHECK_S = 1
 HEAVY = [f"trees_{number}" for number in range(8)]
 ROUNDS, LOADS_PER_S = 5, 5
+REQUESTS = 1500 if FAST else 300  # in a round: seconds
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +147,15 @@ def test_a_warm_customer_does_not_wait_for_the_loads_of_others(mixed, histories)
 
     async def p99_ms(loads: int) -> float:
         trace = np.arange(loads) % len(HEAVY)
-        beside = asyncio.create_task(
-            send(f"{URL}/", HEAVY, history * len(HEAVY), trace, rate=LOADS_PER_S, progress=False)
-        )
-        sent = await send(f"{URL}/", NAMED[:1], history, [0] * 300, concurrency=1, progress=False)
+        quietly = partial(send, f"{URL}/", progress=False)
+        others = quietly(HEAVY, history * len(HEAVY), trace, rate=LOADS_PER_S)
+        beside = asyncio.create_task(others)
+        sent = await quietly(NAMED[:1], history, [0] * REQUESTS, concurrency=1)
         beside.cancel()
         loaded = await beside
-        assert set(loaded.cache) <= {"miss", ""} and (len(loaded.cache) > 0) == bool(loads)
-        assert set(sent.status) == {"200"} and (sent.cache == "hit").sum() > 290
+        assert bool(len(loaded.cache)) == bool(loads), "it is not what it is compared with"
+        assert (loaded.cache == "miss").sum() >= 0.5 * len(loaded.cache), "nothing was loaded"
+        assert set(sent.status) == {"200"} and (sent.cache == "hit").mean() > 0.9
         return sent.summary()["latency"]["warm"]["p99_ms"]
 
     async def in_turn() -> np.ndarray:
