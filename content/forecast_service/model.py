@@ -168,6 +168,19 @@ def check_series(name: str, counts: np.ndarray, holdout_days: int = 0) -> np.nda
     return series
 
 
+def regress(lags: np.ndarray, future: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit ridge regression to windows. Returns a model's weights and bias."""
+    level = lags.mean(axis=1, keepdims=True)
+    x, y = lags - level, future - level
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    penalty = RIDGE_PENALTY * len(x) * (x.var() + np.finfo(float).eps) * np.eye(LAGS)
+    weights = np.linalg.solve(
+        (x - x_mean).T @ (x - x_mean) + penalty, (x - x_mean).T @ (y - y_mean)
+    )
+    bias = y_mean - x_mean @ weights
+    return weights.astype(np.float32), bias.astype(np.float32)
+
+
 def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastModel:
     """Fit ridge regression and its interval to daily counts, shape (days,), up to `trained_until`.
 
@@ -179,20 +192,9 @@ def fit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastMod
         ValueError: if the series is too short, has a gap, or a value that is no count.
     """
     counts = check_series(customer_id, counts)
-    lags, future = windows(counts[:-CALIBRATION_DAYS])
-    level = lags.mean(axis=1, keepdims=True)
-    x, y = lags - level, future - level
-    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
-    penalty = RIDGE_PENALTY * len(x) * (x.var() + np.finfo(float).eps) * np.eye(LAGS)
-    weights = np.linalg.solve(
-        (x - x_mean).T @ (x - x_mean) + penalty, (x - x_mean).T @ (y - y_mean)
-    )
+    weights, bias = regress(*windows(counts[:-CALIBRATION_DAYS]))
     model = ForecastModel(
-        customer_id,
-        trained_until,
-        weights=weights.astype(np.float32),
-        bias=(y_mean - x_mean @ weights).astype(np.float32),
-        half_width=np.zeros(HORIZON, np.float32),
+        customer_id, trained_until, weights, bias, half_width=np.zeros(HORIZON, np.float32)
     )
     lags, future = windows(counts[-CALIBRATION_DAYS - LAGS :])
     errors = np.sort(np.abs(future - model.predict(lags).forecast), axis=0)

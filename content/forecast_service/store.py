@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
-from obstore.exceptions import BaseError, GenericError, NotModifiedError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotModifiedError
 from obstore.store import from_url
 
 from forecast_service.customer_ids import check_customer_id
@@ -131,7 +131,7 @@ class ModelStore:
                     "(python train_models.py), or name another one in MODEL_STORE"
                 )
             try:
-                self._store = from_url(self.url, mkdir=create)
+                self._store = from_url(self.url, mkdir=create, automatic_cleanup=True)
             except (BaseError, OSError) as error:
                 reason = str(error).partition("\n")[0]
                 raise ValueError(
@@ -230,6 +230,26 @@ class ModelStore:
         path = self._path(check_customer_id(customer_id))
         async with self._within_timeout():
             await obstore.put_async(self._store, path, data)
+
+    async def create(self, customer_id: str, data: bytes) -> bool:
+        """Store an artifact unless there is one: of several who try at once, one succeeds.
+
+        Returns whether it was stored. Raises InvalidCustomerIdError.
+        """
+        path = self._path(check_customer_id(customer_id))
+        async with self._within_timeout():
+            try:
+                await obstore.put_async(self._store, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    async def delete(self, customer_id: str) -> None:
+        """Delete a customer's artifact, if there is one. Raises InvalidCustomerIdError."""
+        path = self._path(check_customer_id(customer_id))
+        async with self._within_timeout():
+            with suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, path)
 
     async def list(self) -> list[str]:
         """Return the ids of all customers with a model, sorted."""

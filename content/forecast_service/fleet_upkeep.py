@@ -1,0 +1,70 @@
+"""Keep the forecasts of a fleet good: all of its customers, in Ray tasks, one process at a time."""
+
+import asyncio
+from collections.abc import Mapping
+
+import numpy as np
+import ray
+
+from forecast_service.customer_upkeep import Outcome, keep_up_customer
+from forecast_service.lease import LEASE_S, Lease
+from forecast_service.settings import StoreSettings
+from forecast_service.versions import Versions
+
+BATCH_SIZE = 32  # customers a task
+
+
+def keep_up(
+    series: Mapping[str, np.ndarray], until: str, settings: StoreSettings, lease_s: float = LEASE_S
+) -> dict[str, Outcome | str]:
+    """Judge and mend every customer in a store: see keep_up_customer().
+
+    `series` has daily counts by customer, shape (days,), which all end on the day `until`.
+
+    Returns what was found about each customer of the series and of the store, or why nothing was.
+
+    Raises:
+        LeaseHeldError: if another process is at work on this store.
+        StoreUnavailableError: if the store does not answer.
+        FileNotFoundError, ValueError: if it cannot be opened.
+    """
+    store = Versions(settings).serving
+    lease = Lease(settings, lease_s)
+    asyncio.run(lease.acquire())
+    try:
+        known = set(asyncio.run(store.list()))
+        names = sorted(known & series.keys())
+        batches = pending = [
+            _keep_up_batch.remote({name: series[name] for name in batch}, until, settings)
+            for batch in (names[at : at + BATCH_SIZE] for at in range(0, len(names), BATCH_SIZE))
+        ]
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=lease_s / 3)
+            if pending:
+                asyncio.run(lease.renew())
+        found = {name: one for batch in ray.get(batches) for name, one in batch.items()}
+    finally:
+        asyncio.run(lease.release())
+    found |= {
+        name: f"{name}: there is no model to keep up: train it first, or correct the id"
+        for name in series.keys() - known
+    }
+    return found | {
+        name: f"{name}: there are no actuals for its model: give them, or delete the model of a "
+        "customer who has left"
+        for name in known - series.keys()
+    }
+
+
+@ray.remote
+def _keep_up_batch(
+    series: dict[str, np.ndarray], until: str, settings: StoreSettings
+) -> dict[str, Outcome | str]:
+    async def keep_up_each() -> dict[str, Outcome | str]:
+        versions = Versions(settings)
+        return {
+            name: await keep_up_customer(versions, name, counts, until)
+            for name, counts in series.items()
+        }
+
+    return asyncio.run(keep_up_each())
