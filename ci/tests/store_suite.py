@@ -10,6 +10,7 @@ from forecast_service.errors import (
     StoreUnavailableError,
     UnknownCustomerError,
 )
+from forecast_service.lease import Lease, LeaseHeldError
 from forecast_service.settings import StoreSettings
 from forecast_service.store import Artifact, ModelStore
 
@@ -17,6 +18,8 @@ CALLS = {
     "read": lambda store: store.read("customer_123"),
     "read_if_changed": lambda store: store.read_if_changed("customer_123", '"a tag"'),
     "write": lambda store: store.write("customer_123", b"model"),
+    "create": lambda store: store.create("customer_123", b"model"),
+    "delete": lambda store: store.delete("customer_123"),
     "list": lambda store: store.list(),
 }
 
@@ -30,6 +33,21 @@ def why_not(store: ModelStore, call: str) -> str:
     with pytest.raises(StoreUnavailableError) as caught:
         run(CALLS[call](store))
     return str(caught.value)
+
+
+async def acquired(leases: list[Lease]) -> list[bool]:
+    """Return which of some leases, all wanted at once, were taken. The others name the holder."""
+    results = await asyncio.gather(*(lease.acquire() for lease in leases), return_exceptions=True)
+    for result in results:
+        assert result is None or (isinstance(result, LeaseHeldError) and "at work" in str(result))
+    return [result is None for result in results]
+
+
+def wait_until_over(lease_s: float) -> None:
+    """Wait for as long as a lease lasts, by the clock that it goes by."""
+    ends_s = time.time() + lease_s
+    while time.time() <= ends_s:
+        time.sleep(lease_s)
 
 
 class StoreSuite:
@@ -50,6 +68,49 @@ class StoreSuite:
         run(store.write("customer_123", b"new"))
         assert run(store.read("customer_123")).data == b"new"
         assert run(store.list()) == ["customer_123"]
+
+    def test_of_many_who_create_a_model_at_once_one_does_and_it_stays(self, store):
+        async def create_all() -> list[bool]:
+            letters = (letter.encode() for letter in "abcdefgh")
+            return await asyncio.gather(*(store.create("customer_123", data) for data in letters))
+
+        created = run(create_all())
+        assert created.count(True) == 1
+        assert run(store.read("customer_123")).data == b"abcdefgh"[created.index(True) :][:1]
+        assert run(store.create("customer_123", b"later")) is False
+
+    def test_a_deleted_model_is_gone_and_can_be_created_again(self, store):
+        for _ in range(2):
+            assert run(store.create("customer_123", b"model"))
+            run(store.delete("customer_123"))
+            assert run(store.list()) == []
+        run(store.delete("customer_123"))  # there is none
+
+    def test_of_many_who_want_a_lease_at_once_one_gets_it(self, store):
+        leases = [Lease(StoreSettings(model_store=store.url)) for _ in range(8)]
+        assert sorted(run(acquired(leases))) == [False] * 7 + [True]
+
+    def test_a_lease_is_free_when_it_was_given_back(self, store):
+        for _ in range(3):
+            one, other = (Lease(StoreSettings(model_store=store.url)) for _ in range(2))
+            assert run(acquired([one])) == [True] and run(acquired([other])) == [False]
+            run(one.renew())
+            run(one.release())
+        assert run(store.list()) == [], "a lease is taken for a model"
+
+    def test_a_lease_that_has_run_out_is_anybodys_and_its_holder_is_told(self, store):
+        settings = StoreSettings(model_store=store.url)
+        killed, late = Lease(settings, lease_s=0.01), Lease(settings)
+        run(killed.acquire())
+        wait_until_over(0.01)
+        leases = [late, *(Lease(settings) for _ in range(4))]
+        holders = run(acquired(leases))
+        assert holders.count(True) == 1
+        with pytest.raises(LeaseHeldError):
+            run(killed.renew())
+        run(killed.release())  # too late to matter
+        assert run(acquired([Lease(settings)])) == [False]
+        run(leases[holders.index(True)].renew())
 
     def test_a_reader_sees_the_old_model_or_the_new_one_and_no_mixture(self, store):
         versions = [letter * 100_000 for letter in (b"a", b"b")]
@@ -81,6 +142,8 @@ class StoreSuite:
             lambda: store.read(customer_id),
             lambda: store.read_if_changed(customer_id, None),
             lambda: store.write(customer_id, b""),
+            lambda: store.create(customer_id, b""),
+            lambda: store.delete(customer_id),
         ):
             with pytest.raises(InvalidCustomerIdError):
                 run(call())

@@ -234,7 +234,11 @@ class ModelStore:
     async def create(self, customer_id: str, data: bytes) -> bool:
         """Store an artifact unless there is one: of several who try at once, one succeeds.
 
-        Returns whether it was stored. Raises InvalidCustomerIdError.
+        Returns whether it was stored.
+
+        Raises:
+            InvalidCustomerIdError: before the store is asked.
+            NotImplementedError: by a store that is plain HTTP.
         """
         path = self._path(check_customer_id(customer_id))
         async with self._within_timeout():

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LeaseHeldError as error:
         print(f"nothing done: {error}", file=sys.stderr)
         return ANOTHER_AT_WORK
-    except (OSError, ValueError, ServiceError) as error:
+    except (OSError, ValueError, NotImplementedError, ServiceError) as error:
         print(f"nothing done: {error}", file=sys.stderr)
         return NOTHING_DONE
     outcomes |= actuals.problems

@@ -90,7 +90,7 @@ def test_an_id_is_refused_or_stays_inside_its_own_folder(customer_id):
     assert customer_id.isascii() and customer_id.isprintable() and len(customer_id) <= 64
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"create"}))  # of which HTTP knows nothing
 def test_a_dead_endpoint_is_unavailable_within_the_timeout(call):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
