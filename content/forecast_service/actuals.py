@@ -96,8 +96,8 @@ def _read(path: Path, customers: dict[str, _Rows]) -> None:
                     value = float(row[value_at])
                 except ValueError:
                     rows.fault = rows.fault or (
-                        f"{path.name}, line {table.line_num}, has the date {row[date_at]!r} and "
-                        f"the value {row[value_at]!r}: a date is like 2025-12-31, a value a number"
+                        f"{path.name}, line {table.line_num}, has {row[date_at]!r} and "
+                        f"{row[value_at]!r}: a date like 2025-12-31 and a number are wanted"
                     )
                     continue
                 ordinals[row[date_at]] = day

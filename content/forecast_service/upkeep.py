@@ -28,7 +28,7 @@ from forecast_service.actuals import read_actuals
 from forecast_service.customer_upkeep import Outcome
 from forecast_service.errors import ServiceError
 from forecast_service.fleet_upkeep import keep_up
-from forecast_service.judge import ALARM_P, WINDOW_WEEKS, alarm_p
+from forecast_service.judge import ALARM_P, WINDOW_WEEKS, Judgement, alarm_p
 from forecast_service.lease import LeaseHeldError
 from forecast_service.settings import StoreSettings
 from forecast_service.versions import Versions
@@ -45,28 +45,31 @@ def summarize(outcomes: Mapping[str, Outcome | str], until: str) -> str:
     if found:
         best = Counter(one.trial.best if one.trial else "untried" for one in found.values())
         lines.append(
-            f"recalibrated {best['recalibrated']}, refitted {best['refitted']}, as good as it gets "
-            f"{best['champion']}, too new for a trial {best['untried']}"
+            f"recalibrated {best['recalibrated']}, refitted {best['refitted']}, "
+            f"kept {best['champion']}, too new for a trial {best['untried']}"
         )
         judged = {name: one.judgement for name, one in found.items() if one.judgement.coverage >= 0}
-    if found and judged:
-        error = np.mean([one.error for one in judged.values()])
-        coverage = np.mean([one.coverage for one in judged.values()])
-        lines.append(
-            f"in {WINDOW_WEEKS} weeks: {error:.3f} of the error of the seasonal naive forecast, "
-            f"{coverage:.1%} of the days within the interval"
-        )
-        p = alarm_p(np.array([one.outside for one in judged.values()]))
-        alarms = [name for name, chance in zip(judged, p, strict=True) if chance <= ALARM_P]
-        worst = sorted(alarms, key=lambda name: judged[name].coverage)
-        told = [
-            f"{name}: {judged[name].coverage:.0%} within, error {judged[name].error:.2f}"
-            for name in worst
-        ]
-        lines += _listed(f"alarm: {len(told)} went wrong alone", told)
+        lines += _health(judged) if judged else []
     if reasons:
         lines += _listed(f"not kept up: {len(reasons)}", reasons)
     return "\n".join(lines)
+
+
+def _health(judged: Mapping[str, Judgement]) -> list[str]:
+    """Say how a fleet did on average, and name those for whom the alarm rings, the worst first."""
+    ratios = [one.error for one in judged.values() if one.error >= 0]  # a constant series has none
+    error = f"error {np.mean(ratios):.3f} of the seasonal naive forecast's, " if ratios else ""
+    coverage = np.mean([one.coverage for one in judged.values()])
+    p = alarm_p(np.array([one.outside for one in judged.values()]))
+    rings = [name for name, chance in zip(judged, p, strict=True) if chance <= ALARM_P]
+    told = [
+        f"{name}: {judged[name].coverage:.0%} held, error {judged[name].error:.2f}"
+        for name in sorted(rings, key=lambda name: judged[name].coverage)
+    ]
+    return [
+        f"last {WINDOW_WEEKS} weeks: {error}intervals held {coverage:.1%} of the time",
+        *_listed(f"alarm: {len(told)} went wrong alone", told),
+    ]
 
 
 def _listed(title: str, items: Sequence[str]) -> list[str]:

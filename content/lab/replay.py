@@ -135,10 +135,8 @@ class Replay:
 
         The weeks begin with the first day that was forecast from all HORIZON days before.
         """
-        _, lower, upper = self.served
-        missed = (self.future < lower) | (upper < self.future)
         days = weeks * SEASON + HORIZON - 1
-        return np.stack([by_week(by_day(each[:days]), weeks) for each in missed])
+        return np.stack([1 - by_week(by_day(each[:days]), weeks) for each in self.held()])
 
     def scores(self) -> Scores:
         """Return how the year was."""
@@ -159,6 +157,12 @@ class Replay:
         """Return which intervals held, shape (customers, days, HORIZON)."""
         _, lower, upper = self.served
         return (lower <= self.future) & (self.future <= upper)
+
+    def held_by_quarter(self) -> np.ndarray:
+        """Return the share of intervals that held in each quarter of the year, shape (4,)."""
+        held = self.held()
+        months = self.dates[self.start :][: held.shape[1]].astype("datetime64[M]").astype(int) % 12
+        return np.array([held[:, months // 3 == quarter].mean() for quarter in range(4)])
 
     def _serve(self, row: int, model: ForecastModel, day: int) -> None:
         self.models[row], self.since[row] = model, day

@@ -93,13 +93,13 @@ BAD = {
     ),
     "no number": (
         [*rows("x", range(30)), "x,2025-12-31,many"],
-        r"line 63, has the date '2025-12-31' and the value 'many'",
+        r"line 63, has '2025-12-31' and 'many'",
     ),
     "no date": (
         [*rows("x", range(30)), "x,31.12.2025,7"],
-        r"has the date '31.12.2025' .* a date is like 2025-12-31",
+        r"has '31.12.2025' .* a date like 2025-12-31",
     ),
-    "nothing": ([*rows("x", range(30)), "x,2025-12-31,"], "and the value ''"),
+    "nothing": ([*rows("x", range(30)), "x,2025-12-31,"], "and ''"),
 }
 
 
