@@ -96,8 +96,8 @@ def _read(path: Path, customers: dict[str, _Rows]) -> None:
                     value = float(row[value_at])
                 except ValueError:
                     rows.fault = rows.fault or (
-                        f"{path.name}, line {table.line_num}, has {row[date_at]!r} and "
-                        f"{row[value_at]!r}: a date like 2025-12-31 and a number are wanted"
+                        f"{path.name}, line {table.line_num}: {row[date_at]!r}, "
+                        f"{row[value_at]!r} are not a date like 2025-12-31 and a number"
                     )
                     continue
                 ordinals[row[date_at]] = day

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_service import CONTENT, SERVICE, right_answer
+from live_service import CONTENT, FAST, SERVICE, right_answer
 from ray import serve
 
 from forecast_service.artifact import from_bytes, to_bytes
@@ -35,6 +35,7 @@ DAYS = 100  # since their models were made
 TIMEOUT_S = 120
 RATE = 40  # requests per second
 MODEL = "model.safetensors"
+pytestmark = pytest.mark.skipif(FAST, reason="is the same behind either ingress")
 
 
 @pytest.fixture(scope="module")

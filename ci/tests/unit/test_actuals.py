@@ -93,13 +93,13 @@ BAD = {
     ),
     "no number": (
         [*rows("x", range(30)), "x,2025-12-31,many"],
-        r"line 63, has '2025-12-31' and 'many'",
+        r"line 63: '2025-12-31', 'many' are not",
     ),
     "no date": (
         [*rows("x", range(30)), "x,31.12.2025,7"],
-        r"has '31.12.2025' .* a date like 2025-12-31",
+        r"'31.12.2025', .* not a date like 2025-12-31",
     ),
-    "nothing": ([*rows("x", range(30)), "x,2025-12-31,"], "and ''"),
+    "nothing": ([*rows("x", range(30)), "x,2025-12-31,"], "'2025-12-31', '' are not"),
 }
 
 
