@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -252,8 +252,11 @@ class ModelStore:
         """Delete a customer's artifact, if there is one. Raises InvalidCustomerIdError."""
         path = self._path(check_customer_id(customer_id))
         async with self._within_timeout():
-            with suppress(FileNotFoundError):
+            try:
                 await obstore.delete_async(self._store, path)
+            except FileNotFoundError as error:
+                if self._is_missing(StoreFault(error)):
+                    raise
 
     async def list(self) -> list[str]:
         """Return the ids of all customers with a model, sorted."""

@@ -65,7 +65,7 @@ def test_without_settings_it_is_the_environments(monkeypatch, tmp_path):
     assert ModelStore().folder == tmp_path
 
 
-@pytest.mark.parametrize("call", ["read", "read_if_changed", "list"])
+@pytest.mark.parametrize("call", ["read", "read_if_changed", "list", "delete"])
 def test_a_folder_that_has_gone_is_a_missing_store_and_comes_back(store, call):
     store.folder.rmdir()
     assert why_not(store, call) == "the model store does not exist"
