@@ -91,6 +91,14 @@ def test_promoting_changes_nothing_of_what_is_judged_on_that_day(model, series):
     np.testing.assert_array_equal(before.outside, after.outside)
 
 
+def test_the_weeks_that_are_judged_are_no_part_of_the_reference(model, series):
+    changed = series.copy()
+    changed[-WINDOW_DAYS:] *= 3
+    before, after = (judge([model], counts, str(UNTIL)) for counts in (series, changed))
+    np.testing.assert_array_equal(before.outside[:REFERENCE_WEEKS], after.outside[:REFERENCE_WEEKS])
+    assert after.outside[-1] > before.outside[-1]
+
+
 def test_a_series_of_less_than_a_year_is_judged_and_its_reference_is_not_known(model, series):
     found = judge([model], series[-250:], str(UNTIL))
     assert np.isfinite([found.error, found.coverage]).all() and np.isnan(found.outside[0])
