@@ -35,12 +35,25 @@ def why_not(store: ModelStore, call: str) -> str:
     return str(caught.value)
 
 
-async def acquired(leases: list[Lease]) -> list[bool]:
+async def acquired(leases: list[Lease]) -> list[bool | BaseException]:
     """Return which of some leases, all wanted at once, were taken. The others name the holder."""
     results = await asyncio.gather(*(lease.acquire() for lease in leases), return_exceptions=True)
     for result in results:
-        assert result is None or (isinstance(result, LeaseHeldError) and "at work" in str(result))
-    return [result is None for result in results]
+        assert not isinstance(result, LeaseHeldError) or "at work" in str(result)
+    return [
+        result is None if result is None or isinstance(result, LeaseHeldError) else result
+        for result in results
+    ]
+
+
+def require_one(outcomes: list[bool | BaseException]) -> None:
+    """Require that of several at once one succeeded.
+
+    A store under such pressure may answer some too late, who then do not know whether they did.
+    """
+    late = [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailableError)]
+    assert outcomes.count(True) == 1 or (late and outcomes.count(True) == 0), outcomes
+    assert outcomes.count(False) == len(outcomes) - outcomes.count(True) - len(late), outcomes
 
 
 def wait_until_over(lease_s: float) -> None:
@@ -70,14 +83,18 @@ class StoreSuite:
         assert run(store.list()) == ["customer_123"]
 
     def test_of_many_who_create_a_model_at_once_one_does_and_it_stays(self, store):
-        async def create_all() -> list[bool]:
-            letters = (letter.encode() for letter in "abcdefgh")
-            return await asyncio.gather(*(store.create("customer_123", data) for data in letters))
+        letters = [letter.encode() for letter in "abcdefgh"]
 
-        created = run(create_all())
-        assert created.count(True) == 1
-        assert run(store.read("customer_123")).data == b"abcdefgh"[created.index(True) :][:1]
+        async def create_all() -> list[bool | BaseException]:
+            creating = (store.create("customer_123", letter) for letter in letters)
+            return await asyncio.gather(*creating, return_exceptions=True)
+
+        created = dict(zip(letters, run(create_all()), strict=True))
+        require_one(list(created.values()))
+        stored = run(store.read("customer_123")).data
+        assert stored in letters and created[stored] is not False
         assert run(store.create("customer_123", b"later")) is False
+        assert run(store.read("customer_123")).data == stored
 
     def test_a_deleted_model_is_gone_and_can_be_created_again(self, store):
         for _ in range(2):
@@ -88,7 +105,7 @@ class StoreSuite:
 
     def test_of_many_who_want_a_lease_at_once_one_gets_it(self, store):
         leases = [Lease(StoreSettings(model_store=store.url)) for _ in range(8)]
-        assert sorted(run(acquired(leases))) == [False] * 7 + [True]
+        require_one(run(acquired(leases)))
 
     def test_a_lease_is_free_when_it_was_given_back(self, store):
         for _ in range(3):
@@ -103,14 +120,12 @@ class StoreSuite:
         killed, late = Lease(settings, lease_s=0.01), Lease(settings)
         run(killed.acquire())
         wait_until_over(0.01)
-        leases = [late, *(Lease(settings) for _ in range(4))]
-        holders = run(acquired(leases))
-        assert holders.count(True) == 1
+        assert run(acquired([late])) == [True]
         with pytest.raises(LeaseHeldError):
             run(killed.renew())
         run(killed.release())  # too late to matter
         assert run(acquired([Lease(settings)])) == [False]
-        run(leases[holders.index(True)].renew())
+        run(late.renew())
 
     def test_a_reader_sees_the_old_model_or_the_new_one_and_no_mixture(self, store):
         versions = [letter * 100_000 for letter in (b"a", b"b")]
