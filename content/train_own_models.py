@@ -17,12 +17,12 @@ import numpy as np
 import ray
 from tqdm import tqdm
 
+from forecast_service.long_table import DailyTable, add_arguments, read_table_of
 from forecast_service.model import HOLDOUT_DAYS, Scores, check_series, mean_scores, score
 from forecast_service.settings import HOME, StoreSettings
 from forecast_service.store import ModelStore
 from own_models import families
 from own_models.artifact import to_bytes
-from own_models.long_table import DailyTable, add_arguments, read_table_of
 
 EVERY_FAMILY = families.LINEAR, *families.FAMILIES
 

@@ -5,8 +5,8 @@ Imports run downwards only:
     upkeep                            the command that keeps forecasts good
     fleet_upkeep                      all customers, in Ray tasks
     customer_upkeep  lease            one of them; one process at a time
-    judge  versions  actuals          how forecasts did; what served before; what came
-    mend                              a model made anew, and its trial
+    judge  versions                   how forecasts did; what served before
+    mend  long_table                  a model made anew, and its trial; a table, as series
     service                           a replica of the production service, but for its decorators
     contract  tokens  metrics         what surrounds a model in production
     keys                              with which tokens are checked

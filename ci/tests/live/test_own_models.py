@@ -11,6 +11,7 @@ from live_service import FAST, ON_BOTH, SERVICE, is_hit
 from onnx import TensorProto, helper, numpy_helper
 from ray import serve
 
+from forecast_service.long_table import read_long_table
 from forecast_service.model import HOLDOUT_DAYS, HORIZON, LAGS, Scores, windows
 from forecast_service.settings import Settings, StoreSettings
 from lab.chapter import NAMED
@@ -20,7 +21,6 @@ from lab.traffic import send
 from own_models import families
 from own_models.artifact import from_bytes, to_bytes
 from own_models.forecaster import OnnxForecaster
-from own_models.long_table import read_long_table
 from train_own_models import EVERY_FAMILY, best_on_calibration, fit_all, store_all
 
 URL = f"{SERVICE}/own"

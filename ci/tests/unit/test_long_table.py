@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecast_service.customer_ids import check_customer_id
+from forecast_service.long_table import Columns, as_customer_id, read_long_table
 from fuzzing import fuzz
 from lab.traffic import FOOTFALL
-from own_models.long_table import Columns, as_customer_id, read_long_table
 
 CONTENT = FOOTFALL.parents[1]
 FIRST = date(2024, 1, 1)
@@ -78,7 +78,7 @@ def test_the_order_of_rows_and_the_size_of_batches_change_nothing(tmp_path_facto
     shuffled = random.sample(whole, len(whole))
     pl.DataFrame(shuffled, schema=list(Columns()), orient="row").write_csv(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("own_models.long_table.BATCH_ROWS", batch)
+        patch.setattr("forecast_service.long_table.BATCH_ROWS", batch)
         table = read_long_table(path)
     assert table.customer_ids == list("abc")
     assert (table.counts == 10 + np.arange(10)).all()
@@ -297,7 +297,7 @@ def test_columns_of_the_wrong_type_are_refused(tmp_path):
 
 PEAK = """
 import json, pathlib, sys
-from own_models.long_table import read_long_table
+from forecast_service.long_table import read_long_table
 table = read_long_table(sys.argv[1], duplicates="sum")
 # of this program alone: the resource module's figure begins with that of who started it
 peak = pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
@@ -332,7 +332,7 @@ def test_the_command_prints_each_problem_and_exits_with_1_if_a_customer_is_left_
     path = Path(tmp_path, "t.csv")
     for extra, status in ("", 0), ("b,2024-01-01,x\n", 1):
         path.write_text("customer,date,value\n店,2024-01-01,1\n" + extra)
-        command = [sys.executable, "-m", "own_models.long_table", str(path)]
+        command = [sys.executable, "-m", "forecast_service.long_table", str(path)]
         done = subprocess.run(command, cwd=CONTENT, capture_output=True, text=True, timeout=60)
         assert done.returncode == status, done.stderr
         assert "店: cannot be a customer id: its id is e5ba97" in done.stdout

@@ -1,6 +1,6 @@
 """A table with a row for each customer and day, as people have it, made what training takes.
 
-    python -m own_models.long_table visitors.parquet --time-zone Pacific/Auckland
+    python -m forecast_service.long_table visitors.parquet --time-zone Pacific/Auckland
 
 Prints each customer's problems, and what was done about them. Exits with 1 if a customer is left
 out. Reads CSV and Parquet. Rows are streamed: memory is for the days of each customer, and not for
