@@ -2,10 +2,10 @@
 
     python -m lab.check_service http://127.0.0.1:8000 --customer customer_123
 
-It sends about a hundred small requests for one customer who has a model, for ids that cannot have
-one, and bodies that cannot be forecast from; it changes nothing. A service that keeps tenants apart
-wants a token for that customer, and Anyscale one of its own: in the environment, as TENANT_TOKEN
-and ANYSCALE_SERVICE_TOKEN.
+It sends about a hundred requests for one customer who has a model, for ids that cannot have one,
+and bodies that cannot be forecast from; it changes nothing, and takes some ten seconds. A service
+that keeps tenants apart wants a token for that customer, and Anyscale one of its own: in the
+environment, as TENANT_TOKEN and ANYSCALE_SERVICE_TOKEN.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
-from forecast_service.contract import MAX_HISTORY
+from forecast_service.contract import MAX_HISTORY, MAX_VALUE, ForecastRequest
 from forecast_service.customer_ids import MODEL_ID_HEADER
 from forecast_service.model import HORIZON, LAGS, SEASON
 from forecast_service.tokens import TENANT_HEADER
@@ -30,7 +30,10 @@ TIMEOUT_S = 30  # for an answer
 AT_ONCE = 20  # requests
 UNKNOWN_IDS = 20
 LONGEST_REFUSAL_BYTES = 5000  # one that is longer repeats what was sent
+LARGE_HEADER = "x" * 20_000
 HISTORY = [100.0 + 10 * (day % SEASON) + day for day in range(LAGS)]
+NO_SERVICES = "431"  # a status that only what stands in front of a service answers with
+LABELS = "text/plain", "application/json; charset=utf-16", None  # of a body, which is JSON
 MALFORMED_IDS = (
     "../x",
     "a/b",
@@ -43,27 +46,31 @@ MALFORMED_IDS = (
     "a%2fb",
     "/etc/passwd",
 )
+FIELD = ["body", "sequence_data"]
+WRONG_VALUES = '"3"', "true", "null", "NaN", "1e999", f"{MAX_VALUE * 1.01}", f"{-MAX_VALUE * 1.01}"
 WRONG_BODIES = {  # and where the answer has to say that it is wrong
-    "too few values": (b'{"sequence_data": [1, 2, 3]}', ["body", "sequence_data"]),
-    "too many values": (
-        json.dumps({"sequence_data": [1] * (MAX_HISTORY + 1)}).encode(),
-        ["body", "sequence_data"],
-    ),
-    "a text for a number": (
-        b'{"sequence_data": [1, 2, "3", 4, 5, 6, 7]}',
-        ["body", "sequence_data", 2],
-    ),
-    "NaN": (b'{"sequence_data": [1, 2, NaN, 4, 5, 6, 7]}', ["body", "sequence_data", 2]),
-    "an infinite value": (
-        b'{"sequence_data": [1, 2, 1e999, 4, 5, 6, 7]}',
-        ["body", "sequence_data", 2],
-    ),
-    "another field": (b'{"historical_values": [1, 2, 3, 4, 5, 6, 7]}', ["body", "sequence_data"]),
-    "an unknown field": (b'{"sequence_data": [1, 2, 3, 4, 5, 6, 7], "x": 1}', ["body", "x"]),
-    "no JSON": (b"sequence_data=1", ["body"]),
-    "no body": (b"", ["body"]),
-    "brackets without end": (b"[" * 100_000, ["body"]),
+    "too few values": (json.dumps({"sequence_data": HISTORY[: SEASON - 1]}), FIELD),
+    "too many values": (json.dumps({"sequence_data": [1] * (MAX_HISTORY + 1)}), FIELD),
+    "another field": ('{"historical_values": [1, 2, 3, 4, 5, 6, 7]}', FIELD),
+    "an unknown field": ('{"sequence_data": [1, 2, 3, 4, 5, 6, 7], "x": 1}', ["body", "x"]),
+    "no JSON": ("sequence_data=1", ["body"]),
+    "no body": ("", ["body"]),
+    "brackets without end": ("[" * 100_000, ["body"]),
+    **{
+        f"the value {value}": (f'{{"sequence_data": [1, 2, {value}, 4, 5, 6, 7]}}', [*FIELD, 2])
+        for value in WRONG_VALUES
+    },
 }
+
+
+class Unsent:
+    """A body that is promised, and does not arrive."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
 
 
 class Client:
@@ -83,7 +90,7 @@ class Client:
         self,
         history: list[float] = HISTORY,
         customer_id: str | None = None,
-        body: bytes | None = None,
+        body: str | bytes | Unsent | None = None,
         method: str = "post",
         path: str = "/",
         **headers: str | None,
@@ -148,9 +155,11 @@ def extends_short_histories(client: Client) -> Iterator[str]:
     """A short history is extended by its first week, and the answer says so."""
     short = client.ask(HISTORY[:SEASON])
     weeks = client.ask((HISTORY[:SEASON] * (LAGS // SEASON + 1))[-LAGS:])
-    if short.status_code != 200 or short.json().get("padded") is not True:
-        yield f"{SEASON} values are answered {short.status_code}, without padded: true"
-    elif weeks.ok and short.json()["forecast"] != weeks.json()["forecast"]:
+    for answer in short, client.ask(HISTORY[1:]):
+        if answer.status_code != 200 or answer.json().get("padded") is not True:
+            yield f"it is answered {answer.status_code}, without padded: true"
+            return
+    if weeks.ok and short.json()["forecast"] != weeks.json()["forecast"]:
         yield "a short history is not extended by its own first week"
 
 
@@ -159,6 +168,41 @@ def takes_long_histories(client: Client) -> Iterator[str]:
     answer, expected = client.ask([1.0] * (MAX_HISTORY - LAGS) + HISTORY), client.ask()
     if answer.status_code != 200 or answer.content != expected.content:
         yield f"{MAX_HISTORY} values are not answered as their last {LAGS} ({answer.status_code})"
+
+
+def takes_the_largest_values(client: Client) -> Iterator[str]:
+    """Values may be as large as MAX_VALUE, above zero and below."""
+    for value in MAX_VALUE, -MAX_VALUE:
+        answer = client.ask([value] * LAGS)
+        if answer.status_code != 200:
+            yield f"{LAGS} times {value:g} is answered {answer.status_code}: {answer.text[:100]}"
+
+
+def takes_any_label(client: Client) -> Iterator[str]:
+    """A body is JSON, whatever its Content-Type says."""
+    expected = client.ask()
+    for label in LABELS:
+        answer = client.ask(**{"Content-Type": label})
+        if answer.status_code != 200 or answer.content != expected.content:
+            yield f"with the Content-Type {label} it is answered {answer.status_code}"
+
+
+def limits_bodies(client: Client) -> Iterator[str]:
+    """A body as large as it may be is taken; one byte more is a 413 that names the limit."""
+    largest = json.dumps({"sequence_data": HISTORY}).ljust(ForecastRequest.max_bytes)
+    answer = client.ask(body=largest)
+    if answer.status_code != 200:
+        yield f"{len(largest)} bytes are answered {answer.status_code}: {answer.text[:100]}"
+    answer = client.ask(body=f"{largest} ")
+    if answer.status_code != 413 or str(ForecastRequest.max_bytes) not in answer.text:
+        yield f"{len(largest) + 1} bytes are answered {answer.status_code}: {answer.text[:100]}"
+
+
+def gives_up_on_slow_bodies(client: Client) -> Iterator[str]:
+    """A body that does not arrive is a 408, after BODY_TIMEOUT_S."""
+    answer = client.ask(body=Unsent())
+    if answer.status_code != 408:
+        yield f"it is answered {answer.status_code}: {answer.text[:100]}"
 
 
 def refuses_wrong_bodies(client: Client) -> Iterator[str]:
@@ -198,8 +242,8 @@ def knows_who_has_no_model(client: Client) -> Iterator[str]:
     """An id without a model is a 404 that names it, and costs no other customer its model."""
     client.ask()
     allowed = {404, 403} if client.has_token else {404}
-    for number in range(UNKNOWN_IDS):
-        customer_id = f"nobody_{number}_{uuid.uuid4().hex}"
+    for _ in range(UNKNOWN_IDS):
+        customer_id = uuid.uuid4().hex * 2  # as long as an id may be
         answer = client.ask(customer_id=customer_id)
         if answer.status_code not in allowed:
             yield f"an unknown id is answered {answer.status_code}"
@@ -237,6 +281,16 @@ def refuses_compressed_bodies(client: Client) -> Iterator[str]:
         yield f"it is answered {answer.status_code}: {answer.text[:100]}"
 
 
+def survives_odd_headers(client: Client) -> Iterator[str]:
+    """Large headers, and an Upgrade that may lose the body, are answered as ever, or refused."""
+    answer = client.ask(**{"X-Large": LARGE_HEADER})
+    if answer.status_code not in (200, 400, 431):
+        yield f"a header of {len(LARGE_HEADER)} characters is answered {answer.status_code}"
+    answer = client.ask(**{"Connection": "Upgrade", "Upgrade": "h2c"})
+    if answer.status_code != 200 and (answer.status_code != 400 or "h2c" not in answer.text):
+        yield f"Upgrade: h2c is answered {answer.status_code}: {answer.text[:100]}"
+
+
 def refuses_other_methods(client: Client) -> Iterator[str]:
     """Forecasts are asked for by POST."""
     for method in "get", "put", "delete":
@@ -264,7 +318,7 @@ def documents_itself(client: Client) -> Iterator[str]:
         yield f"/openapi.json is answered {answer.status_code}, without the route POST /"
         return
     posts = [seen for seen in client.answers if seen.request.method == "POST"]
-    missing = {str(seen.status_code) for seen in posts} - documented.keys()
+    missing = {str(seen.status_code) for seen in posts} - documented.keys() - {NO_SERVICES}
     if missing:
         yield f"it does not say what {', '.join(sorted(missing))} means"
 
@@ -282,15 +336,20 @@ CHECKS = (
     repeats,
     extends_short_histories,
     takes_long_histories,
+    takes_the_largest_values,
+    takes_any_label,
     refuses_wrong_bodies,
+    limits_bodies,
     refuses_a_missing_id,
     refuses_malformed_ids,
     knows_who_has_no_model,
     takes_hyphens,
     says_who_answers,
     refuses_compressed_bodies,
+    survives_odd_headers,
     refuses_other_methods,
     checks_tokens,
+    gives_up_on_slow_bodies,
     documents_itself,  # these two look at all answers before
     keeps_its_secrets,
 )
@@ -302,22 +361,28 @@ def check_service(url: str, customer_id: str) -> dict[str, list[str]]:
     Without a first forecast nothing else is tried.
 
     Raises:
-        requests.ConnectionError: if nobody answers at the URL.
+        requests.RequestException: if the URL is none, or nobody answers there.
     """
     client = Client(url, customer_id)
-    found = {}
-    for check in CHECKS:
-        try:
-            found[check.__name__] = list(check(client))
-        except requests.ConnectionError as error:
-            if not client.answers:
-                raise
-            found[check.__name__] = [f"the connection broke: {error}"]
-        except (requests.Timeout, ValueError, KeyError, TypeError, AttributeError) as error:
-            found[check.__name__] = [f"the answer cannot be read: {error!r}"]
-        if check is forecasts and client.answers and client.answers[0].status_code != 200:
-            break
-    return found
+    if client.ask().status_code != 200:
+        return {forecasts.__name__: _faults(forecasts, client)}
+    with ThreadPoolExecutor(1) as beside:
+        slow = beside.submit(_faults, gives_up_on_slow_bodies, client)
+        return {
+            check.__name__: slow.result()
+            if check is gives_up_on_slow_bodies
+            else _faults(check, client)
+            for check in CHECKS
+        }
+
+
+def _faults(check: Callable[[Client], Iterator[str]], client: Client) -> list[str]:
+    try:
+        return list(check(client))
+    except requests.ConnectionError as error:
+        return [f"the connection broke: {error}"]
+    except (requests.Timeout, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"the answer cannot be read: {error!r}"]
 
 
 def main() -> None:
@@ -329,9 +394,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         found = check_service(arguments.url, arguments.customer)
-    except requests.ConnectionError as error:
+    except (requests.ConnectionError, requests.Timeout) as error:
         sys.exit(f"nobody answers at {arguments.url}: {error}")
-    except requests.exceptions.InvalidURL as error:
+    except requests.RequestException as error:
         sys.exit(f"{arguments.url} is no URL such as {SERVICE}: {error}")
     for name, faults in found.items():
         print(f"{'OFF' if faults else 'ok '} {name.replace('_', ' ')}", *faults, sep="\n      ")

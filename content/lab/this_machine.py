@@ -1,13 +1,18 @@
 """What of a machine may stand in a notebook's way: a web proxy, other code, a home, a taken port.
 
+And how much memory a command takes of it.
+
 The variable SERVICE_URL moves the tutorial, its clients and the chapters to another port.
 """
 
 import ipaddress
 import os
 import secrets
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +23,7 @@ HOST = "127.0.0.1"
 SERVICE = os.environ.get("SERVICE_URL", f"http://{HOST}:8000").rstrip("/")
 PORT = urlsplit(SERVICE).port or 80
 CONTENT = Path(__file__).parents[1]
+LOOK_S = 0.01  # between looks at the memory of a command
 
 
 def prepare() -> None:
@@ -70,6 +76,23 @@ def listeners() -> list[str]:
         if socket.status == psutil.CONN_LISTEN and socket.laddr.port == PORT
     }
     return [_describe(pid) for pid in sorted(pids, key=lambda pid: pid or 0)]
+
+
+def peak_memory_mb(command: Sequence[str | Path]) -> float:
+    """Run a command to its end, and return how much memory it has taken at most: MB, resident.
+
+    Raises:
+        RuntimeError: if it fails, with what it says.
+    """
+    pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process, peak = psutil.Popen(command, **pipe), 0
+    while process.poll() is None:
+        peak = max(peak, process.memory_info().rss)
+        with suppress(psutil.TimeoutExpired):
+            process.wait(LOOK_S)
+    if process.returncode:
+        raise RuntimeError(process.communicate()[1])
+    return peak / 1e6
 
 
 def _describe(pid: int | None) -> str:

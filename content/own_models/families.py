@@ -24,7 +24,6 @@ from forecast_service.contract import Forecaster
 from forecast_service.model import (
     CALIBRATION_DAYS,
     COVERAGE,
-    FLOOR,
     HORIZON,
     LAGS,
     check_series,
@@ -147,13 +146,11 @@ def _around_level(graph: ModelProto) -> ModelProto:
     ]
     after = [
         helper.make_node("Mul", [old_output, "spread"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "level"], ["people"]),
-        helper.make_node("Max", ["people", "floor"], ["forecast"]),
+        helper.make_node("Add", ["scaled", "level"], ["forecast"]),
     ]
     constants = [
         helper.make_tensor("axis", TensorProto.INT64, [1], [-1]),
         helper.make_tensor("one", TensorProto.FLOAT, [], [1]),
-        helper.make_tensor("floor", TensorProto.FLOAT, [], [FLOOR]),
     ]
     whole = helper.make_graph(
         [*before, *inside.node, *after],

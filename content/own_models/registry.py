@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import requests
-from mlflow import MlflowClient
+
+try:
+    from mlflow import MlflowClient
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("pip install -r chapters/requirements_mlflow.txt first") from None
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 

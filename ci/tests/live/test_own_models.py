@@ -1,13 +1,16 @@
-"""Models of several kinds from one pool, and the check of a service, on live services."""
+"""Models of several kinds from one pool, live."""
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
-from live_service import FAST, ON_BOTH, SERVICE, is_hit
+from live_service import FAST, SERVICE, is_hit
 from onnx import TensorProto, helper, numpy_helper
 from ray import serve
 
@@ -26,8 +29,8 @@ from train_own_models import EVERY_FAMILY, best_on_calibration, fit_all, store_a
 URL = f"{SERVICE}/own"
 RELOAD_CHECK_S = 1
 HEAVY = [f"trees_{number}" for number in range(8)]
-ROUNDS, LOADS_PER_S = 5, 5
-REQUESTS = 1500 if FAST else 300  # in a round: seconds
+ROUNDS, LOADS_PER_S = 15, 5
+REQUESTS = 500 if FAST else 100  # in a round: about a second
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +66,26 @@ def test_training_fits_each_customer_what_its_days_allow_and_says_who_has_too_fe
     session_dir, footfall, tmp_path
 ):
     _, dates, counts = footfall
-    days = {"old": 600, "young": 410, "new": 100}
+    days = {"old": 600, "young": 410, "new": 100, "changed": 600}
     rows = [
         (name, day, float(count))
         for row, (name, number) in enumerate(days.items())
-        for day, count in zip(dates[-number:].tolist(), counts[row, -number:], strict=True)
+        for day, count in zip(dates[-number:].tolist(), counts[row % 3, -number:], strict=True)
     ]
+    unseen = len(rows) - HOLDOUT_DAYS
+    rows[unseen:] = [(name, day, 2 * count) for name, day, count in rows[unseen:]]
     path = tmp_path / "table.parquet"
     pl.DataFrame(rows, schema=["customer", "date", "value"], orient="row").write_parquet(path)
     fitted = fit_all(read_long_table(path))
     assert [model.family for model in fitted["old"]] == list(EVERY_FAMILY)
     assert [model.family for model in fitted["young"]] == [families.LINEAR]
     assert "new: 100 days are too few" in fitted["new"]
+    for model, same in zip(fitted["old"], fitted["changed"], strict=True):
+        history = counts[0, :LAGS].astype(float)
+        pair = from_bytes(model.artifact, "old"), from_bytes(same.artifact, "changed")
+        forecast, other = (forecaster.predict(history) for forecaster in pair)
+        assert [*map(list, forecast)] == [*map(list, other)], "the hold-out has been seen"
+        assert model.scores != same.scores
     chosen = {name: best_on_calibration(fitted[name]) for name in ("old", "young")}
     place = StoreSettings(model_store=str(tmp_path / "models"))
     asyncio.run(store_all(chosen, place))
@@ -83,16 +94,10 @@ def test_training_fits_each_customer_what_its_days_allow_and_says_who_has_too_fe
         assert data == chosen[name].artifact and from_bytes(data, name)
 
 
-@ON_BOTH
-def test_both_services_pass_the_check(url, store):
-    found = check_service(url, NAMED[0])
-    assert not {name: faults for name, faults in found.items() if faults}
-
-
 def test_a_service_of_all_kinds_passes_the_check_for_a_customer_of_each(mixed):
-    for name in NAMED[0], HEAVY[0]:
-        found = check_service(URL, name)
-        assert not {name: faults for name, faults in found.items() if faults}
+    with ThreadPoolExecutor() as pool:
+        for found in pool.map(partial(check_service, URL), (NAMED[0], HEAVY[0])):
+            assert not {name: faults for name, faults in found.items() if faults}
 
 
 def test_each_customer_gets_its_own_models_forecast_of_whatever_kind(mixed, ask, histories):
@@ -101,25 +106,66 @@ def test_each_customer_gets_its_own_models_forecast_of_whatever_kind(mixed, ask,
         assert ask(name, url=URL).json()["forecast"] == list(expected.forecast)
 
 
-def test_a_graph_that_cannot_run_is_a_502_with_the_reason_and_costs_nobody_a_model(mixed, ask):
-    node = helper.make_node("Rain", ["counts", "w"], ["forecast"], domain="my.company")
-    body = helper.make_graph(
-        [node],
-        "rain",
-        [helper.make_tensor_value_info("counts", TensorProto.FLOAT, ["n", LAGS])],
-        [helper.make_tensor_value_info("forecast", TensorProto.FLOAT, ["n", HORIZON])],
-        [numpy_helper.from_array(np.ones((LAGS, HORIZON), np.float32), "w")],
-    )
-    imports = [helper.make_opsetid("", 21), helper.make_opsetid("my.company", 1)]
-    model = from_bytes(mixed.artifacts[HEAVY[0]], HEAVY[0])
-    model.graph = helper.make_model(body, opset_imports=imports, ir_version=10).SerializeToString()
-    model.customer_id = "rain"
-    mixed.artifacts["rain"] = to_bytes(model, "", Scores(*np.ones(4)))
-    mixed.artifacts["stolen"] = mixed.artifacts[HEAVY[1]]
+def mean_graph(
+    op: str = "MatMul", domain: str = "", opset: int = 21, days: int = LAGS
+) -> onnx.ModelProto:
+    """Return the graph of a mean, which can be used as long as nothing else is said."""
+    weights = numpy_helper.from_array(np.full((days, HORIZON), 1 / days, np.float32), "weights")
+    node = helper.make_node(op, ["counts", "weights"], ["forecast"], domain=domain)
+    lags = helper.make_tensor_value_info("counts", TensorProto.FLOAT, ["n", days])
+    week = helper.make_tensor_value_info("forecast", TensorProto.FLOAT, ["n", HORIZON])
+    body = helper.make_graph([node], "mean", [lags], [week], [weights])
+    imports = [helper.make_opsetid(name, opset) for name in {"", domain}]
+    return helper.make_model(body, opset_imports=imports, ir_version=10)
+
+
+def weights_apart(folder: Path) -> onnx.ModelProto:
+    """Return a graph whose weights are in a file, which is there."""
+    path, weights = folder / "apart.onnx", folder / "weights.bin"
+    apart = {"save_as_external_data": True, "location": weights.name, "size_threshold": 0}
+    onnx.save(mean_graph(), path, **apart)
+    graph = onnx.load(path, load_external_data=False)
+    for entry in graph.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = str(weights)
+    return graph
+
+
+def test_what_cannot_be_used_is_a_502_with_the_reason_and_costs_nobody_a_model(
+    mixed, ask, tmp_path
+):
+    def artifact_of(customer_id: str, graph: onnx.ModelProto) -> bytes:
+        """Return an artifact that is what it says, but for the graph in it."""
+        model = OnnxForecaster(mean_graph().SerializeToString(), np.ones(HORIZON), customer_id)
+        model.graph = graph.SerializeToString()
+        return to_bytes(model, "", Scores(*np.ones(4)))
+
+    graphs = {
+        "operator": (mean_graph("Rain", "my.company"), "my.company:Rain"),
+        "opset": (mean_graph(opset=99), "Opset 99"),
+        "shape": (mean_graph(days=14), "wanted is tensor(float) ['n', 28]"),
+        "apart": (weights_apart(tmp_path), "keeps weights in another file; save all in one"),
+    }
+    damaged = bytearray(mixed.artifacts[HEAVY[1]])
+    damaged[-1] ^= 1
+    others = {
+        HEAVY[1]: (bytes(damaged), "does not match its checksum"),
+        "stolen": (mixed.artifacts[HEAVY[2]], "belongs to another customer"),
+        "kind": (
+            mixed.artifacts[HEAVY[2]].replace(b'"kind":"onnx"', b'"kind":"yaml"'),
+            "of the kind 'yaml': this code reads linear, onnx",
+        ),
+        "cut": (mixed.artifacts[HEAVY[2]][:-100], "is not a safetensors artifact"),
+    }
+    unusable = {name: (artifact_of(name, graph), why) for name, (graph, why) in graphs.items()}
+    mixed.artifacts |= {name: data for name, (data, _) in (unusable | others).items()}
     assert ask(HEAVY[0], url=URL).ok
-    for name, reason in ("rain", "my.company:Rain"), ("stolen", "another customer"):
+    mixed.artifacts["good"] = artifact_of("good", mean_graph())
+    assert ask("good", url=URL).ok, "the graph is refused for another reason"
+    for name, (_, reason) in (unusable | others).items():
         answer = ask(name, url=URL)
-        assert answer.status_code == 502 and reason in answer.json()["detail"]
+        assert answer.status_code == 502 and f"the model of {name} " in answer.json()["detail"]
+        assert reason in answer.json()["detail"]
     assert is_hit(ask(HEAVY[0], url=URL))
 
 
@@ -142,24 +188,30 @@ def test_a_customer_moves_from_one_kind_to_another_while_it_is_served(mixed, ask
 
 
 def test_a_warm_customer_does_not_wait_for_the_loads_of_others(mixed, histories):
-    """Its p99 beside loads is at most twice its p99 alone, in turn, in one run."""
+    """Its p99 beside loads is at most twice its p99 alone: in turn, in one run."""
     history = [histories["customer_123"]]
+    latencies_s = {False: [], True: []}
 
-    async def p99_ms(loads: int) -> float:
-        trace = np.arange(loads) % len(HEAVY)
+    async def ask_for_a_while(loading: bool) -> None:
+        trace = np.arange(1000 if loading else 0) % len(HEAVY)
         quietly = partial(send, f"{URL}/", progress=False)
         others = quietly(HEAVY, history * len(HEAVY), trace, rate=LOADS_PER_S)
         beside = asyncio.create_task(others)
         sent = await quietly(NAMED[:1], history, [0] * REQUESTS, concurrency=1)
         beside.cancel()
         loaded = await beside
-        assert bool(len(loaded.cache)) == bool(loads), "it is not what it is compared with"
+        assert bool(len(loaded.cache)) == loading, "it is not what it is compared with"
         assert (loaded.cache == "miss").sum() >= 0.5 * len(loaded.cache), "nothing was loaded"
         assert set(sent.status) == {"200"} and (sent.cache == "hit").mean() > 0.9
-        return sent.summary()["latency"]["warm"]["p99_ms"]
+        latencies_s[loading].extend(sent.latency_s[sent.cache == "hit"])
 
-    async def in_turn() -> np.ndarray:
-        return np.median([(await p99_ms(0), await p99_ms(1000)) for _ in range(ROUNDS)], axis=0)
+    async def in_turn() -> None:
+        for _ in range(ROUNDS):
+            await ask_for_a_while(False)
+            await ask_for_a_while(True)
 
-    alone_ms, beside_ms = asyncio.run(in_turn())
-    assert beside_ms < 2 * alone_ms, f"p99 {alone_ms:.1f} ms alone, {beside_ms:.1f} ms beside loads"
+    asyncio.run(in_turn())
+    alone, beside = (np.percentile(latencies_s[loading], 99) for loading in (False, True))
+    ms = f"p99 {alone * 1000:.1f} ms alone, {beside * 1000:.1f} ms beside loads"
+    print(ms)
+    assert beside < 2 * alone, ms

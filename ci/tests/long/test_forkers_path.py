@@ -46,7 +46,7 @@ def last_week(lags, future):
 FAMILIES.clear()
 FAMILIES["last week"] = last_week
 '''
-SHOPS, DAYS = 6, 500
+SHOPS, DAYS, YOUNG_DAYS = 6, 500, 50
 COMMAND_TIMEOUT_S = 300
 
 
@@ -152,6 +152,17 @@ def test_the_ten_steps_lead_to_a_service_of_ones_own(fork, run, steps):
     assert checked.returncode == 0, checked.stdout + checked.stderr
     sized = run("size")
     assert sized.returncode == 0 and "hit rate" in sized.stdout, sized.stderr
+
+
+def test_a_customer_who_is_too_young_for_a_model_is_named_and_the_others_are_trained(fork, run):
+    table = fork / "data" / "visitors.csv"
+    clean = table.read_text()
+    young = [f"young,{np.datetime64('2025-05-14') - day},1" for day in range(YOUNG_DAYS)]
+    table.write_text("\n".join([clean, *young]))
+    trained = run("train", "--family", "linear")
+    table.write_text(clean)
+    assert trained.returncode == 1 and f"{SHOPS} models in" in trained.stdout
+    assert "1 customers have no model:\nyoung: 50 days are too few" in trained.stderr
 
 
 def test_the_commands_of_the_steps_are_there(steps):

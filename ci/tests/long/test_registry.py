@@ -20,12 +20,15 @@ from train_models import load_footfall
 
 pytest.importorskip("mlflow", reason="pip install -r chapters/requirements_mlflow.txt")
 
+from mlflow.store.entities import PagedList
+
 from lab.mlflow_server import MlflowServer
 from own_models.registry import (
     ALIAS,
     PREFIX,
     SHA256,
     RegistryError,
+    _pages,
     compare,
     connect,
     promote,
@@ -114,6 +117,18 @@ def test_a_customer_without_a_champion_and_one_that_only_the_store_has_are_named
         "customer_123": f"no version is the {ALIAS} in the registry",
         "customer_789": "the store has a model, the registry does not know it",
     }
+
+
+def test_all_pages_of_a_search_are_read():
+    """MLflow answers with a hundred at a time."""
+    pages = {None: "ab", "2": "cd", "3": "e"}
+    tokens = {None: "2", "2": "3", "3": ""}
+
+    def search(filter_string: str, page_token: str | None) -> PagedList:
+        assert filter_string == "any"
+        return PagedList(pages[page_token], tokens[page_token])
+
+    assert list(_pages(search, "any")) == list("abcde")
 
 
 def test_models_of_others_are_left_alone(client, store):

@@ -12,8 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from forecast_service import contract
 from forecast_service.artifact import folded_from_bytes
 from forecast_service.contract import (
+    MAX_VALUE,
     ForecastRequest,
     create_api,
     read_body,
@@ -21,12 +23,15 @@ from forecast_service.contract import (
 )
 from forecast_service.customer_ids import MODEL_ID_HEADER, check_customer_id
 from forecast_service.errors import MissingTokenError, UnknownCustomerError
+from forecast_service.model import LAGS
 from lab import check_service
 from lab.traffic import FOOTFALL
 
 CONTENT = FOOTFALL.parents[1]
 CUSTOMER = "customer_0001"
 COMMAND = sys.executable, "-m", "lab.check_service"
+BODY_TIMEOUT_S = 2
+OF_ALL_ANSWERS = "documents_itself", "keeps_its_secrets"
 Change = Callable[[Request, Response, bytes], tuple[int, dict, bytes]]
 
 
@@ -62,8 +67,9 @@ def stand_in(fleet: dict[str, bytes], change: Change | None, token: str | None) 
 
 
 @pytest.fixture
-def serve(fleet) -> Iterator[Callable[..., str]]:
+def serve(fleet, monkeypatch) -> Iterator[Callable[..., str]]:
     """Start a stand-in, and return its URL."""
+    monkeypatch.setattr(contract, "BODY_TIMEOUT_S", BODY_TIMEOUT_S)
     running = []
 
     def serve(change: Change | None = None, token: str | None = None) -> str:
@@ -131,7 +137,27 @@ def drop(header: str, value: str | None = None) -> Change:
     return change
 
 
+def asked(matches: Callable[[Request], bool], status: int) -> Change:
+    """Give requests that match another status."""
+    return lambda request, response, body: (
+        status if matches(request) else response.status_code,
+        dict(response.headers),
+        body,
+    )
+
+
+def length(request: Request) -> int:
+    return int(request.headers.get("content-length", 0))
+
+
+def as_long_as(history: list[float]) -> Callable[[Request], bool]:
+    """Match requests whose body is as long as that of a history."""
+    expected = len(json.dumps({"sequence_data": history}))
+    return lambda request: length(request) == expected
+
+
 counted = iter(range(1_000_000))
+LARGEST = ForecastRequest.max_bytes
 
 
 @pytest.mark.parametrize(
@@ -149,6 +175,9 @@ counted = iter(range(1_000_000))
         (edit(200, lambda said: said.update(upper=[None] * 7)), "forecasts"),
         (edit(200, lambda said: said.update(upper=[1e9 + next(counted)] * 7)), "repeats"),
         (edit(200, lambda said: {**said, "padded": False}), "extends_short_histories"),
+        (asked(as_long_as(check_service.HISTORY[1:]), 422), "extends_short_histories"),
+        (asked(as_long_as([MAX_VALUE] * LAGS), 422), "takes_the_largest_values"),
+        (asked(as_long_as([-MAX_VALUE] * LAGS), 422), "takes_the_largest_values"),
         (answer(422, 400), "refuses_wrong_bodies"),
         (edit(422, lambda said: {"detail": [{"loc": ["body"]}]}), "refuses_wrong_bodies"),
         (edit(422, lambda said: {**said, "sent": "x" * 6000}), "refuses_wrong_bodies"),
@@ -160,23 +189,43 @@ counted = iter(range(1_000_000))
         (drop("server-timing"), "says_who_answers"),
         (drop("x-replica-id"), "says_who_answers"),
         (answer(415, 422), "refuses_compressed_bodies"),
+        (asked(lambda request: length(request) == LARGEST, 413), "limits_bodies"),
+        (asked(lambda request: length(request) == LARGEST + 1, 200), "limits_bodies"),
+        (edit(413, lambda said: {"detail": "too large"}), "limits_bodies"),
+        (answer(408, 400), "gives_up_on_slow_bodies"),
+        (asked(lambda request: "x-large" in request.headers, 500), "survives_odd_headers"),
+        (asked(lambda request: "upgrade" in request.headers, 422), "survives_odd_headers"),
+        (edit(400, lambda said: {"detail": "no body"}), "survives_odd_headers"),
         (answer(405, 404), "refuses_other_methods"),
         (answer(404, 410), "documents_itself"),
         (answer(422, 500), "keeps_its_secrets"),
         (edit(422, lambda said: {**said, "x": "Traceback"}), "keeps_its_secrets"),
     ],
 )
-def test_what_a_service_breaks_is_named(serve, change, check):
+def test_what_a_service_breaks_is_named(serve, monkeypatch, change, check):
+    if check not in OF_ALL_ANSWERS:
+        monkeypatch.setattr(check_service, "CHECKS", [getattr(check_service, check)])
     assert check in off(serve(change))
 
 
 def test_long_histories_that_count_whole_are_noticed(serve):
     def change(request: Request, response: Response, body: bytes) -> tuple[int, dict, bytes]:
-        if int(request.headers.get("content-length", 0)) > 20_000:
+        if 20_000 < length(request) < LARGEST:
             body = body.replace(b'"upper":[', b'"upper":[1')
         return response.status_code, dict(response.headers), body
 
     assert off(serve(change)) == {"takes_long_histories"}
+
+
+@pytest.mark.parametrize("label", ["text/plain", "application/json; charset=utf-16", None])
+def test_a_label_that_is_not_taken_is_noticed(serve, label):
+    def is_labelled(request: Request) -> bool:
+        return request.method == "POST" and request.headers.get("content-type") == label
+
+    client = check_service.Client(serve(asked(is_labelled, 415)), CUSTOMER)
+    assert list(check_service.takes_any_label(client)) == [
+        f"with the Content-Type {label} it is answered 415"
+    ]
 
 
 def test_a_header_with_hyphens_that_is_not_taken_is_noticed(serve):
@@ -201,6 +250,8 @@ def test_the_command_exits_with_1_and_says_what_is_off(serve):
     for address, said in (
         (url, "OFF knows who has no model\n      an unknown id is answered 400"),
         ("http://127.0.0.1:1", "nobody answers at http://127.0.0.1:1"),
+        ("127.0.0.1:8000", "127.0.0.1:8000 is no URL such as http://"),
+        ("http://", "http:// is no URL such as http://"),
     ):
         done = subprocess.run(
             [*COMMAND, address, "--customer", CUSTOMER],

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
 from forecast_service import model as linear
+from forecast_service.artifact import VERSION_DIGITS
 from forecast_service.artifact import from_bytes as linear_from_bytes
 from forecast_service.artifact import to_bytes as linear_to_bytes
 from forecast_service.errors import CorruptModelError
@@ -104,9 +105,18 @@ def test_each_family_comes_back_as_it_was_and_the_same_model_gives_the_same_byte
     cent = 0.011 if family == families.LINEAR else 0  # it is folded, which rounds otherwise
     for lags in windows(series)[0][::50]:
         np.testing.assert_allclose(restored.predict(lags.tolist()), model.predict(lags), atol=cent)
-    assert restored.customer_id == "shop" and restored.version and restored.size_bytes > 0
+    assert restored.customer_id == "shop" and restored.size_bytes > 0
+    assert len(restored.version) == VERSION_DIGITS and restored.version.encode() in data
     again = linear_from_bytes(data, "shop") if family == families.LINEAR else restored
     assert to_bytes(again, "2025-07-02", SCORES) == data
+
+
+def test_any_safetensors_reader_sees_of_what_kind_it_is_and_how_it_scored(fitted):
+    data = to_bytes(fitted["nearest weeks"].model, "2025-07-02", SCORES)
+    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    assert (about["kind"], about["customer_id"]) == ("onnx", "shop")
+    assert (about["lags"], about["horizon"]) == (str(LAGS), str(HORIZON))
+    assert (about["trained_until"], about["holdout_mase"]) == ("2025-07-02", "0.8")
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -247,6 +257,10 @@ def test_weights_in_another_file_are_refused_wherever_it_lies(tmp_path, monkeypa
         (sealed(graph(), -HALF_WIDTH), "ends before it begins"),
         (sealed(graph(), HALF_WIDTH * np.nan), "not finite"),
         (sealed(graph(), HALF_WIDTH.astype(float)), "no graph with an interval"),
+        (
+            sealed(graph(), trained_until="2025-07-02").replace(b"2025-07-02", b"2025-07-03"),
+            "does not match its checksum",
+        ),
         (MEAN[:-1], "not a safetensors artifact"),
         (b"", "not a safetensors artifact"),
         (b"<html>404</html>", "not a safetensors artifact"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import this_machine
-from lab.this_machine import ask_directly, listeners, require_free_port
+from lab.this_machine import ask_directly, listeners, peak_memory_mb, require_free_port
 
 CONTENT = Path(this_machine.__file__).resolve().parents[1]
 AFTER_PREPARE = """
@@ -141,3 +141,11 @@ def test_one_variable_moves_the_service(url, port):
     command = [sys.executable, "-c", tell]
     said = subprocess.check_output(command, cwd=CONTENT, env=env, text=True, timeout=60).split()
     assert said == [str(port), (url or "http://127.0.0.1:8000").rstrip("/")]
+
+
+def test_the_most_memory_that_a_command_takes_is_measured_and_a_command_that_fails_says_why():
+    allocate = "taken = b'x' * ({} * 1_000_000); sum(range(5_000_000)); del taken"
+    little, more = (peak_memory_mb([sys.executable, "-c", allocate.format(mb)]) for mb in (1, 201))
+    assert 180 < more - little < 250, "not what it has taken at most"
+    with pytest.raises(RuntimeError, match="no such thing"):
+        peak_memory_mb([sys.executable, "-c", "raise SystemExit('no such thing')"])
