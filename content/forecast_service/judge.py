@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecast_service.mend import cross_fitted_errors
-from forecast_service.model import HORIZON, SEASON, ForecastModel, windows
+from forecast_service.model import HORIZON, SEASON, ForecastModel, seasonal_naive, windows
 
 WINDOW_WEEKS = 4  # that are judged
 REFERENCE_WEEKS = 52  # before those, that they are compared with
@@ -67,7 +67,7 @@ def judge(
         width[there], maker[there] = model.half_width, place
     error, naive_error, width = (
         by_day(values)
-        for values in (np.abs(future - forecast), np.abs(future - lags[:, -SEASON:]), width)
+        for values in (np.abs(future - forecast), np.abs(future - seasonal_naive(lags)), width)
     )
     known = np.isfinite(error)
     outside = np.where(known, error > width, np.nan)

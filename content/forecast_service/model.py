@@ -127,6 +127,11 @@ def windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return both[:, :LAGS], both[:, LAGS:]
 
 
+def seasonal_naive(lags: np.ndarray) -> np.ndarray:
+    """Return the last week of windows, (n, LAGS), again for each day ahead: (n, HORIZON)."""
+    return lags[:, np.arange(HORIZON) % SEASON - SEASON]
+
+
 def check_series(name: str, counts: np.ndarray, holdout_days: int = 0) -> np.ndarray:
     """Return daily counts, shape (days,), as floats, if a model can be fitted to them.
 
@@ -220,7 +225,7 @@ def score(model: Forecaster, counts: np.ndarray) -> Scores:
     error = np.abs(future - forecast).mean()
     values = (
         error / naive_error,
-        np.abs(future - lags[:, -SEASON:]).mean() / naive_error,
+        np.abs(future - seasonal_naive(lags)).mean() / naive_error,
         error / mean_count,
         ((lower <= future) & (future <= upper)).mean(),
     )

@@ -61,7 +61,7 @@ def nearest_weeks(lags: np.ndarray, future: np.ndarray) -> bytes:
     """
     pipeline = make_pipeline(PCA(COMPONENTS), KNeighborsRegressor(NEIGHBOURS))
     pipeline.fit(*_standardize(lags, future))
-    # onnxruntime's own operator for distances: in ONNX's, a forecast takes a hundred times as long
+    # onnxruntime's own operator for distances: in ONNX's, a forecast takes tens of times as long
     options = {KNeighborsRegressor: {"optim": "cdist"}}
     return _around_level(_convert(pipeline, options)).SerializeToString()
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import timeit
 
 import numpy as np
 import onnx
@@ -139,6 +141,17 @@ def test_a_graph_forecasts_what_the_estimator_does(series, monkeypatch, family):
     expected = np.maximum(level + spread * estimators[0].predict(x), FLOOR)
     difference = np.abs(model.predict(lags).forecast - expected)
     assert np.quantile(difference, 0.99) < 0.01, "the graph forecasts otherwise than its estimator"
+
+
+def test_distances_by_onnxruntimes_own_operator_take_a_fraction_of_the_time(series, monkeypatch):
+    def typical_s() -> float:
+        lags, future = windows(series[:800])
+        model = OnnxForecaster(families.nearest_weeks(lags, future), HALF_WIDTH)
+        return np.median(timeit.repeat(lambda: model.predict(lags[0]), number=1, repeat=50))
+
+    own_s, convert = typical_s(), families._convert
+    monkeypatch.setattr(families, "_convert", lambda estimator, _: convert(estimator))
+    assert typical_s() > 5 * own_s
 
 
 def test_the_interval_is_made_by_the_linear_models_own_step(fitted, series):
@@ -335,6 +348,55 @@ def test_a_models_size_is_about_what_it_takes_in_memory(fitted):
         assert least < taken / models[0].size_bytes < 1.3, family
 
 
+def test_a_model_has_no_threads_of_its_own(fitted):
+    """A thousand models would have a thousand pools of them."""
+    data = to_bytes(fitted["nearest weeks"].model, "", SCORES)
+    before = psutil.Process().num_threads()
+    models = [from_bytes(data, "shop") for _ in range(10)]
+    assert psutil.Process().num_threads() - before < len(models)
+
+
+ANOTHER_HORIZON = {
+    "LAGS = 4 * SEASON": "LAGS = 5 * SEASON",
+    "HORIZON = 7": "HORIZON = 10",
+    "FLOOR = 0.0": "FLOOR = -math.inf",
+}
+FIT_EACH_FAMILY = """
+import json, sys
+from forecast_service.model import HOLDOUT_DAYS, LAGS, score
+from own_models import families
+from own_models.artifact import from_bytes, to_bytes
+
+series = json.load(sys.stdin)
+forecasts = {}
+for family in families.LINEAR, *families.FAMILIES:
+    model = families.fit(family, "shop", series[:-HOLDOUT_DAYS], "").model
+    restored = from_bytes(to_bytes(model, "", score(model, families.check_series("shop", series))),
+        "shop")
+    forecasts[family] = list(restored.predict(series[-LAGS:]).forecast)
+print(json.dumps(forecasts))
+"""
+
+
+def test_another_horizon_is_an_edit_of_constants(series, tmp_path):
+    for package in "forecast_service", "own_models":
+        shutil.copytree(CONTENT / package, tmp_path / package)
+    file = tmp_path / "forecast_service" / "model.py"
+    text = file.read_text()
+    for old, new in ANOTHER_HORIZON.items():
+        assert text.count(f"\n{old} ") == 1
+        text = text.replace(f"\n{old} ", f"\n{new} ")
+    file.write_text(text)
+    below_zero = (series - series.mean()).tolist()
+    command = [sys.executable, "-c", FIT_EACH_FAMILY]
+    done = subprocess.run(
+        command, cwd=tmp_path, input=json.dumps(below_zero), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    forecasts = json.loads(done.stdout)
+    assert all(len(days) == 10 and min(days) < 0 for days in forecasts.values()), forecasts
+
+
 def test_opening_a_model_in_a_thread_leaves_the_event_loop_to_others(fitted):
     """Onnxruntime gives Python's lock away: the longest pause is shorter than an opening."""
     data = to_bytes(fitted["boosted trees"].model, "", SCORES)
@@ -356,23 +418,27 @@ def test_opening_a_model_in_a_thread_leaves_the_event_loop_to_others(fitted):
     assert np.quantile(pauses, 0.999) < (last - began) / 10 / 2
 
 
-def test_serving_imports_nothing_that_training_alone_needs():
-    check = """
-import json, sys
-import own_models.artifact
-print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))
+TRAINING = "sklearn", "lightgbm", "skl2onnx", "onnxmltools", "onnx", "polars", "pandas"
+FOUND = """
+import importlib, json, sys
+importlib.import_module(sys.argv[1])
+print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))
 """
-    training = (
-        "sklearn",
-        "lightgbm",
-        "skl2onnx",
-        "onnxmltools",
-        "onnx",
-        "polars",
-        "mlflow",
-        "pandas",
-    )
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("own_models.artifact", (*TRAINING, "mlflow")),  # serving
+        ("train_own_models", ("mlflow",)),
+        ("lab.check_service", (*TRAINING, "mlflow", "ray")),
+    ],
+)
+def test_nothing_is_imported_that_is_not_needed(module, unwanted):
     done = subprocess.run(
-        [sys.executable, "-c", check, *training], cwd=CONTENT, capture_output=True, check=True
+        [sys.executable, "-c", FOUND, module, *unwanted],
+        cwd=CONTENT,
+        capture_output=True,
+        check=True,
     )
     assert json.loads(done.stdout) == []
