@@ -111,7 +111,12 @@ def main() -> None:
     print(f"{len(chosen)} models in {store}")
     if chosen:
         print(f"MASE {means.mase:.3f} (seasonal naive {means.naive_mase:.3f})")
-    reasons = left_out + [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
+    written = dict(zip(table.customer_ids, table.names, strict=True))
+    reasons = left_out + [
+        outcome if name == written[name] else f"{written[name]}: {outcome}"
+        for name, outcome in outcomes.items()
+        if isinstance(outcome, str)
+    ]
     if reasons:
         sys.exit("\n".join([f"{len(reasons)} customers have no model:", *reasons]))
 

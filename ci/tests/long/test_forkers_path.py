@@ -157,12 +157,13 @@ def test_the_ten_steps_lead_to_a_service_of_ones_own(fork, run, steps):
 def test_a_customer_who_is_too_young_for_a_model_is_named_and_the_others_are_trained(fork, run):
     table = fork / "data" / "visitors.csv"
     clean = table.read_text()
-    young = [f"young,{np.datetime64('2025-05-14') - day},1" for day in range(YOUNG_DAYS)]
+    young = [f"Young shop,{np.datetime64('2025-05-14') - day},1" for day in range(YOUNG_DAYS)]
     table.write_text("\n".join([clean, *young]))
     trained = run("train", "--family", "linear")
     table.write_text(clean)
     assert trained.returncode == 1 and f"{SHOPS} models in" in trained.stdout
-    assert "1 customers have no model:\nyoung: 50 days are too few" in trained.stderr
+    reason = f"Young shop: {b'Young shop'.hex()}: {YOUNG_DAYS} days are too few"
+    assert f"1 customers have no model:\n{reason}" in trained.stderr
 
 
 def test_the_commands_of_the_steps_are_there(steps):

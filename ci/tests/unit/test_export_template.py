@@ -60,7 +60,7 @@ ENTRY = closed(
     ),
 )
 SUFFIXES = "ipynb|md|py|proto|yaml|json|txt|lock|npz|svg|env"
-FOLDERS = "chapters|chapters/images|data|deploy|forecast_service|images|lab|torch_models"
+FOLDERS = "chapters|chapters/images|data|deploy|forecast_service|images|lab|own_models|torch_models"
 UNLIKE_THEM = r"deploy/Dockerfile|\.gitignore"
 NEEDED = (
     "README.ipynb",
