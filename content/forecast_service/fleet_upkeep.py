@@ -32,6 +32,8 @@ def keep_up(
     lease = Lease(settings, lease_s)
     asyncio.run(lease.acquire())
     try:
+        if not ray.is_initialized():  # not before: whoever has to leave again starts none
+            ray.init(logging_level="error")
         known = set(asyncio.run(store.list()))
         names = sorted(known & series.keys())
         batches = pending = [

@@ -1,36 +1,46 @@
-"""A table with a row for each customer and day, as people have it, made what training takes.
+"""Tables with a row for each customer and day, as people have them, made what training takes.
 
     python -m forecast_service.long_table visitors.parquet --time-zone Pacific/Auckland
 
 Prints each customer's problems, and what was done about them. Exits with 1 if a customer is left
-out. Reads CSV and Parquet. Rows are streamed: memory is for the days of each customer, and not for
-the rows, of which there may be many a day.
+out, and with 2 if no table can be read. Reads CSV and Parquet. Rows are streamed: memory is for the
+days of each customer, and not for the rows, of which there may be many a day.
 """
 
 import argparse
 import hashlib
+import itertools
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from zoneinfo import available_timezones
 
 import numpy as np
-import polars as pl
 
 from forecast_service.customer_ids import check_customer_id
 from forecast_service.errors import InvalidCustomerIdError
 from forecast_service.model import FLOOR, MAX_COUNT, SEASON
+
+try:
+    import polars as pl
+except ModuleNotFoundError as error:  # as in the image of the service, which reads no tables
+    raise ModuleNotFoundError(
+        "reading tables takes polars: pip install -r chapters/requirements_09_keep_good.txt",
+        name=error.name,
+    ) from None
 
 MOST_DAYS = 10_000  # from a table's first to its last: 27 years; beyond it, a date is a mistake
 LONGEST_GAP_DAYS = SEASON  # that is filled
 LONGEST_HEX_BYTES = 32  # of a name, whose hexadecimal digits are a customer id
 BATCH_ROWS = 100_000  # in memory at a time
 FEW = 5  # problems that stand for all
+SUFFIXES = ".csv", ".parquet"
 NOBODY = "(no name)"
 OFFSET = re.compile(r"[T ].*(?:Z|[+-]\d{2}:?\d{2})$")  # from UTC, in a timestamp
 Duplicates = Literal["refuse", "sum", "mean"]
@@ -51,6 +61,7 @@ class Problem(NamedTuple):
     fault: str
     advice: str
     left_out: bool = False
+    guessed: bool = False  # days were filled in, dropped, or taken for this customer's
 
     def __str__(self) -> str:
         left_out = "left out: " if self.left_out else ""
@@ -66,6 +77,7 @@ class DailyTable:
     dates: np.ndarray  # (days,) datetime64[D], without a gap
     counts: np.ndarray  # (customers, days); NaN before a customer's first day
     problems: list[Problem]
+    left_out: dict[str, Problem]  # by customer id, the first reason why
 
     def series(self, customer_id: str) -> np.ndarray:
         """Return a customer's counts from its first day to the table's last, shape (days,)."""
@@ -95,51 +107,75 @@ def as_customer_id(name: str) -> str:
 
 
 def read_long_table(
-    path: str | Path,
+    tables: str | Path | Iterable[str | Path],
     columns: Columns = Columns(),  # noqa: B008, it cannot be changed
     *,
     time_zone: str | None = None,
     duplicates: Duplicates = "refuse",
     longest_gap_days: int = LONGEST_GAP_DAYS,
+    most_days_late: int = LONGEST_GAP_DAYS,
     separator: str = ",",
 ) -> DailyTable:
-    """Read a CSV or Parquet file with a row for each customer and day, in any order.
+    """Read CSV and Parquet files with a row for each customer and day, in any order, as one table.
 
+    A folder is all such files in it. Files may overlap, as weekly ones do, where they agree.
     Dates are dates, or timestamps, also as text in ISO 8601. A timestamp with a time zone or an
     offset belongs to the day that it is at the customers' own `time_zone`; one without is local.
     `duplicates` says what to do with several rows of one customer and day: `sum` them, as parts of
-    a day, take their `mean`, or leave the customer out if they differ. Gaps of up to
-    `longest_gap_days` are filled with the mean of the same weekday before and after; days before a
-    longer one are dropped. A customer who has no row in the last `longest_gap_days` has ended.
+    a day (then files must not overlap), take their `mean`, or leave the customer out if they
+    differ. Gaps of up to `longest_gap_days` are filled with the mean of the same weekday before and
+    after, and so are up to `most_days_late` days at a customer's end. Days before a longer gap are
+    dropped, and a customer who ends earlier is left out.
 
     Raises:
         ValueError: if the table as a whole cannot be used. It names what is wanted.
         FileNotFoundError: if there is none.
+        OSError: if a file may not be read.
     """
     if time_zone is not None and time_zone not in available_timezones():
         raise ValueError(f"there is no time zone {time_zone!r}: take one such as Pacific/Auckland")
-    path = Path(path)
-    try:
-        rows = _Rows(path, Columns(*columns), time_zone, separator)
-        meant, customers = _find_customers(rows)
-        problems = list(_problems_of_rows(customers))
-        cells = _Cells(*_usable(path, customers, problems))
-        for batch in rows.batches():
-            cells.add(batch, meant)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read: {reason}") from None
+    paths = _files([tables] if isinstance(tables, str | Path) else tables)
+    files = [_Rows(path, Columns(*columns), time_zone, separator) for path in paths]
+    if len(files) > 1:  # a fault says in which of them it is
+        for file in files:
+            file.where = f" in {file.path.name}"
+    meant, customers = _find_customers(files)
+    problems = list(_problems_of_rows(customers))
+    cells = _Cells(*_usable(customers, problems))
+    for batch in itertools.chain.from_iterable(file.batches() for file in files):
+        cells.add(batch, meant)
     problems += _problems_of_duplicates(cells, duplicates)
     counts = cells.counts(duplicates)
     for row, name in enumerate(cells.names):
-        problems += _close_gaps(name, cells.dates, counts[row], longest_gap_days)
-    left_out = {problem.customer for problem in problems if problem.left_out}
-    kept = [row for row, name in enumerate(cells.names) if name not in left_out]
+        problems += _close_gaps(name, cells.dates, counts[row], longest_gap_days, most_days_late)
+    customer_ids, mapped = _customer_ids(customers["customer"])
+    left_out = {}
+    for problem in problems:
+        if problem.left_out:
+            left_out.setdefault(customer_ids[problem.customer], problem)
+    kept = [row for row, name in enumerate(cells.names) if customer_ids[name] not in left_out]
     names = [cells.names[row] for row in kept]
-    customer_ids, mapped = _customer_ids(names)
-    problems += mapped
+    problems += [problem for problem in mapped if customer_ids[problem.customer] not in left_out]
     problems.sort(key=lambda problem: (not problem.left_out, problem.customer))
-    return DailyTable(names, customer_ids, cells.dates, counts[kept], problems)
+    ids = [customer_ids[name] for name in names]
+    return DailyTable(names, ids, cells.dates, counts[kept], problems, left_out)
+
+
+def _files(tables: Iterable[str | Path]) -> list[Path]:
+    """Return the files of tables, of which some may be folders. Raises as read_long_table()."""
+    found = []
+    for path in map(Path, tables):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no table {path}")
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"the folder {path} has no .csv and no .parquet in it")
+        elif path.suffix not in SUFFIXES:
+            raise ValueError(f"{path}: a table is a .csv, a .parquet, or a folder of those")
+        found += inside
+    return list(dict.fromkeys(found))  # in a folder and by its own name, it is read once
 
 
 def _digits(name: str) -> str:
@@ -151,15 +187,13 @@ class _Rows:
     """The rows of a file, a batch at a time, in its order."""
 
     def __init__(self, path: Path, columns: Columns, time_zone: str | None, separator: str):
-        if not path.exists():
-            raise FileNotFoundError(f"there is no table {path}")
-        if path.suffix == ".csv":  # all as text: else the shop 007 would be the shop 7
-            table = pl.scan_csv(path, infer_schema=False, separator=separator)
-        elif path.suffix == ".parquet" or path.is_dir():
-            table = pl.scan_parquet(path)
-        else:
-            raise ValueError(f"{path}: a table is a .csv, a .parquet, or a folder of those")
-        schema = table.collect_schema()
+        self.path, self.where = path, ""
+        with _naming(path):
+            if path.suffix == ".csv":  # all as text: else the shop 007 would be the shop 7
+                table = pl.scan_csv(path, infer_schema=False, separator=separator)
+            else:
+                table = pl.scan_parquet(path)
+            schema = table.collect_schema()
         if missing := [name for name in columns if name not in schema]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, schema))}; name "
@@ -184,17 +218,22 @@ class _Rows:
             )
 
     def batches(self) -> Iterator[pl.DataFrame]:
-        """Read BATCH_ROWS at a time, with a `day` and a `number` each, null where there is none."""
-        for batch in self._table.collect_batches(
-            chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"
-        ):
-            dates = batch["date"].drop_nulls().unique()  # which many customers share
-            day = pl.col("date").replace_strict(dates, self._days(dates), default=None)
-            if batch["value"].dtype == pl.String:
-                text = pl.col("value").str.strip_chars().replace("", None)
-                batch = batch.with_columns(value=text)
-            number = pl.col("value").cast(pl.Float64, strict=False)
-            yield batch.with_columns(day=day, number=number)
+        """Read BATCH_ROWS at a time, with a `day` and a `number` each, null where there is none.
+
+        A row in which nothing is written, as of an empty line, is left out.
+        """
+        with _naming(self.path):
+            for batch in self._table.collect_batches(
+                chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"
+            ):
+                batch = batch.filter(~pl.all_horizontal(pl.all().is_null()))
+                dates = batch["date"].drop_nulls().unique()  # which many customers share
+                day = pl.col("date").replace_strict(dates, self._days(dates), default=None)
+                if batch["value"].dtype == pl.String:
+                    text = pl.col("value").str.strip_chars().replace("", None)
+                    batch = batch.with_columns(value=text)
+                number = pl.col("value").cast(pl.Float64, strict=False)
+                yield batch.with_columns(day=day, number=number)
 
     def _days(self, dates: pl.Series) -> pl.Series:
         """Return the days of dates or timestamps, at the customers' own time zone."""
@@ -216,11 +255,23 @@ class _Rows:
         return dates.dt.date()
 
 
-def _find_customers(rows: _Rows) -> tuple[dict[str | None, str], pl.DataFrame]:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what polars says of a file into a ValueError that names it."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+
+
+def _find_customers(files: list[_Rows]) -> tuple[dict[str | None, str], pl.DataFrame]:
     """Return whom each way of writing a name means, and what is known of each customer's rows."""
-    parts = [_by_customer(batch) for batch in rows.batches() if len(batch)]
+    parts = [
+        _by_customer(batch, file.where) for file in files for batch in file.batches() if len(batch)
+    ]
     if not parts:
-        raise ValueError("the table has no rows")
+        raise ValueError(f"{files[0].path} has no rows")
     written = _merge_customers(pl.concat(parts))
     names = written["customer"].str.normalize("NFC").str.strip_chars()
     names = names.replace("", None).fill_null(NOBODY)
@@ -230,8 +281,8 @@ def _find_customers(rows: _Rows) -> tuple[dict[str | None, str], pl.DataFrame]:
     return meant, customers.join(spellings, on="customer").sort("customer")
 
 
-def _by_customer(batch: pl.DataFrame) -> pl.DataFrame:
-    """Count what is wrong with the rows of each customer, and keep an example of each."""
+def _by_customer(batch: pl.DataFrame, where: str) -> pl.DataFrame:
+    """Count what is wrong with the rows of each customer, and keep an example and where it is."""
     day, number = pl.col("day"), pl.col("number")
     faults = {
         "no_day": (day.is_null(), "date"),
@@ -243,7 +294,8 @@ def _by_customer(batch: pl.DataFrame) -> pl.DataFrame:
         for name, (fault, written) in faults.items()
         for aggregate in (
             fault.sum().alias(name),
-            pl.col(written).filter(fault).first().alias(f"{name}_example"),
+            pl.col(written).filter(fault).first().cast(pl.String).alias(f"{name}_example"),
+            pl.when(fault.any()).then(pl.lit(where)).alias(f"{name}_where"),
         )
     ]
     return batch.group_by("customer", maintain_order=True).agg(
@@ -262,7 +314,7 @@ def _merge_customers(parts: pl.DataFrame) -> pl.DataFrame:
     turned_back = pl.col("first_read") < pl.col("last_read").shift()
     return parts.group_by("customer", maintain_order=True).agg(
         pl.col("rows", "no_day", "no_number", "outside").sum(),
-        pl.col("^.*_example$").drop_nulls().first(),
+        pl.col("^.*_(example|where)$").drop_nulls().first(),
         (pl.col("unsorted").any() | turned_back.any()).alias("unsorted"),
         pl.col("first_read").drop_nulls().first(),
         pl.col("last_read").drop_nulls().last(),
@@ -306,15 +358,13 @@ class _Cells:
         return np.where(self.rows > 0, counts, np.nan)
 
 
-def _usable(
-    path: Path, customers: pl.DataFrame, problems: list[Problem]
-) -> tuple[list[str], date, date]:
+def _usable(customers: pl.DataFrame, problems: list[Problem]) -> tuple[list[str], date, date]:
     """Return whose rows can be used, and the first and the last day of those."""
     left_out = [problem.customer for problem in problems if problem.left_out]
     usable = customers.filter(~pl.col("customer").is_in(left_out))
     if usable.is_empty():
         reasons = "".join(f"\n{problem}" for problem in problems[:FEW])
-        raise ValueError(f"{path} has no customer with values that can be used{reasons}")
+        raise ValueError(f"no customer has values that can be used{reasons}")
     first, last = usable["first_day"].min(), usable["last_day"].max()
     if (last - first).days >= MOST_DAYS:
         whose = [
@@ -322,8 +372,8 @@ def _usable(
             for column, day in (("first_day", first), ("last_day", last))
         ]
         raise ValueError(
-            f"{path} runs from {first} ({whose[0]}) to {last} ({whose[1]}): more than {MOST_DAYS} "
-            "days; correct the dates"
+            f"dates run from {first} ({whose[0]}) to {last} ({whose[1]}): more than {MOST_DAYS} "
+            "days; correct them"
         )
     return usable["customer"].to_list(), first, last
 
@@ -338,24 +388,25 @@ def _problems_of_rows(customers: pl.DataFrame) -> Iterator[Problem]:
             continue
         if found["spellings"] > 1:
             fault = f"is written in {found['spellings']} ways (blanks, or forms of Unicode)"
-            yield Problem(name, fault, "taken for one customer")
+            yield Problem(name, fault, "taken for one customer", guessed=True)
         if found["unsorted"]:
             yield Problem(name, "its rows are not in the order of their days", "put in order")
         if count := found["no_day"]:
-            example = str(found["no_day_example"] or "")
-            fault = f"{count} of {found['rows']} rows have no date, as {example!r}"
+            example = found["no_day_example"] or ""
+            as_found = f"{example!r}{found['no_day_where']}"
+            fault = f"{count} of {found['rows']} rows have no date, as {as_found}"
             advice = "write 2023-12-31, or 2023-12-31T12:00:00+13:00"
             if OFFSET.search(example):
-                fault = f"{count} of {found['rows']} rows have an offset from UTC, as {example!r}"
+                fault = f"{count} of {found['rows']} rows have an offset from UTC, as {as_found}"
                 advice = "say the customers' own time_zone, such as Pacific/Auckland"
             yield Problem(name, fault, advice, left_out=True)
         if count := found["no_number"]:
             fault = f"{count} of {found['rows']} values are no numbers, as "
-            fault += repr(found["no_number_example"])
+            fault += f"{found['no_number_example']!r}{found['no_number_where']}"
             yield Problem(name, fault, "write 1234.5, or nothing for a gap", left_out=True)
         if count := found["outside"]:
             fault = f"{count} of {found['rows']} values are outside {max(FLOOR, -MAX_COUNT):g} to "
-            fault += f"{MAX_COUNT:g}, as {found['outside_example']}"
+            fault += f"{MAX_COUNT:g}, as {found['outside_example']}{found['outside_where']}"
             advice = "correct them, or lower FLOOR in forecast_service/model.py"
             yield Problem(name, fault, advice, left_out=True)
 
@@ -371,19 +422,22 @@ def _problems_of_duplicates(cells: _Cells, duplicates: Duplicates) -> Iterator[P
             advice = "take one out, or say if their sum or their mean is meant (duplicates)"
         elif duplicates == "refuse":
             advice = "they say the same, one is taken"
-        fault = f"{days.sum()} days have several rows, the first is {cells.dates[days.argmax()]}"
+        first = days.argmax()
+        fault = f"{days.sum()} days have several rows, the first is {cells.dates[first]}"
+        if left_out:
+            fault += f", with {cells.least[row, first]:g} and {cells.most[row, first]:g}"
         yield Problem(name, fault, advice, left_out)
 
 
 def _close_gaps(
-    name: str, dates: np.ndarray, series: np.ndarray, longest_days: int
+    name: str, dates: np.ndarray, series: np.ndarray, longest_days: int, most_days_late: int
 ) -> list[Problem]:
     """Fill the short gaps of a customer's counts in place, and drop the days before a long one."""
     known = np.flatnonzero(np.isfinite(series))
     if not known.size:
         return [Problem(name, "has no values", "fill them in, or take the customer out", True)]
     missing_at_end = len(series) - 1 - known[-1]
-    if missing_at_end > longest_days:
+    if missing_at_end > most_days_late:
         fault = f"ended on {dates[known[-1]]}, {missing_at_end} days before the table does"
         return [Problem(name, fault, "nothing to forecast, or its last rows are missing", True)]
     problems = []
@@ -392,7 +446,8 @@ def _close_gaps(
         last_long = np.flatnonzero(gaps > longest_days)[-1]
         fault = f"lacks {gaps[last_long]} days from {dates[known[last_long] + 1]}"
         first = known[last_long + 1]
-        problems.append(Problem(name, fault, f"too many to fill: begins on {dates[first]}"))
+        advice = f"too many to fill: begins on {dates[first]}"
+        problems.append(Problem(name, fault, advice, guessed=True))
         series[:first] = np.nan
         known = known[known >= first]
     elif known[0]:
@@ -404,7 +459,8 @@ def _close_gaps(
         filled = [_same_weekday(series, known, day) for day in missing]
         series[missing] = filled
         fault = f"lacks {len(missing)} days, the first is {dates[missing[0]]}"
-        problems.append(Problem(name, fault, "filled from the same weekday before and after"))
+        advice = "filled from the same weekday before and after"
+        problems.append(Problem(name, fault, advice, guessed=True))
     return problems
 
 
@@ -419,15 +475,16 @@ def _same_weekday(series: np.ndarray, known: np.ndarray, day: int) -> float:
     return float(series[alike[max(after - 1, 0) : after + 1]].mean())
 
 
-def _customer_ids(names: list[str]) -> tuple[list[str], list[Problem]]:
+def _customer_ids(names: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
     """Return what the service calls customers, and who had to be given another name.
 
     No two ids are alike but for upper and lower case, which not every file system tells apart.
     """
+    names = [name for name in names if name != NOBODY]
     alike = defaultdict(list)
     for name in names:
         alike[as_customer_id(name).lower()].append(name)
-    ids, problems = [], []
+    ids, problems = {NOBODY: NOBODY}, []
     for name in names:
         customer_id = as_customer_id(name)
         fault = "cannot be a customer id"
@@ -436,7 +493,7 @@ def _customer_ids(names: list[str]) -> tuple[list[str], list[Problem]]:
             fault, customer_id = f"differs from {others[0]} in upper and lower case", _digits(name)
         if customer_id != name:
             problems.append(Problem(name, fault, f"its id is {customer_id}"))
-        ids.append(customer_id)
+        ids[name] = customer_id
     return ids, problems
 
 
@@ -448,36 +505,50 @@ def main() -> None:
     table = read_table_of(parser.parse_args())
     print(*table.problems, sep="\n")
     days = f"{len(table.dates)} days, {table.dates[0]} to {table.dates[-1]}"
-    left_out = len({problem.customer for problem in table.problems if problem.left_out})
-    print(f"{len(table.names)} customers, {days}; {left_out} left out")
-    sys.exit(bool(left_out))
+    print(f"{len(table.names)} customers, {days}; {len(table.left_out)} left out")
+    sys.exit(bool(table.left_out))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, how_many: str = "+") -> None:
     """Add the arguments that read_table_of() takes."""
-    parser.add_argument("table", type=Path, help="a .csv, a .parquet, or a folder of those")
+    parser.add_argument(
+        "tables", type=Path, nargs=how_many, help=".csv and .parquet files, or folders of those"
+    )
     parser.add_argument("--time-zone", help="the customers' own, such as Pacific/Auckland")
-    parser.add_argument("--duplicates", choices=("refuse", "sum", "mean"), default="refuse")
+    parser.add_argument("--duplicates", choices=get_args(Duplicates), default="refuse")
     names = ",".join(Columns())
-    parser.add_argument("--columns", default=names, help=f"what the table calls {names}")
-    parser.add_argument("--separator", default=",", help="of a CSV file")
+    parser.add_argument(
+        "--columns", type=_columns, default=names, help=f"what the tables call {names}"
+    )
+    parser.add_argument("--separator", default=",", help="of CSV files")
 
 
-def read_table_of(arguments: argparse.Namespace) -> DailyTable:
-    """Read the table that a command line names. Raises SystemExit if it cannot be used."""
-    names = arguments.columns.split(",")
+def _columns(text: str) -> Columns:
+    names = text.split(",")
     if len(names) != len(Columns._fields):
-        sys.exit(f"--columns wants {len(Columns._fields)} names, as {','.join(Columns())}")
+        raise argparse.ArgumentTypeError(f"give three names, as {','.join(Columns())}")
+    return Columns(*names)
+
+
+def read_table_of(
+    arguments: argparse.Namespace, most_days_late: int = LONGEST_GAP_DAYS
+) -> DailyTable:
+    """Read the tables that a command line names.
+
+    If they cannot be used, it says why on stderr, and raises SystemExit: the code is 2.
+    """
     try:
         return read_long_table(
-            arguments.table,
-            Columns(*names),
+            arguments.tables,
+            arguments.columns,
             time_zone=arguments.time_zone,
             duplicates=arguments.duplicates,
+            most_days_late=most_days_late,
             separator=arguments.separator,
         )
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

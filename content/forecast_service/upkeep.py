@@ -3,13 +3,14 @@
     MODEL_STORE=s3://my-bucket/forecast-models python -m forecast_service.upkeep actuals/
     python -m forecast_service.upkeep --roll-back customer_123 customer_456
 
-A scheduler runs the first daily, when the actuals of a day have come: CSV files, or a folder of
-them, with the columns customer, date and value, and with all days of each customer. A model that
-would have been better in the last four weeks than the one that serves takes its place, and services
-reload it. The one before is kept, and the second command lets it serve again. Whichever serves then
-stays for the four weeks that a next trial takes.
+A scheduler runs the first daily, when the actuals of a day have come: tables as long_table.py reads
+them, with all days of each customer. A model that would have been better in the last four weeks
+than the one that serves takes its place, and services reload it. The one before is kept, and the
+second command lets it serve again. Whichever serves then stays for the four weeks that a next trial
+takes.
 
-It may run at any time, also again: the same actuals lead to the same models.
+It may run at any time, also again: the same actuals lead to the same models. A customer whose last
+days are missing is not judged by days that were filled in: it is left as it is until they come.
 
 Exits with 0; with 1 if a customer could not be kept up, or rolled back: each is named; with 2 if
 nothing could be done; with 3 if another process keeps up the same store.
@@ -22,9 +23,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import ray
 
-from forecast_service.actuals import read_actuals
 from forecast_service.customer_upkeep import Outcome
 from forecast_service.errors import ServiceError
 from forecast_service.fleet_upkeep import keep_up
@@ -37,10 +36,27 @@ MOST_NAMED = 10  # customers in a list
 KEPT_UP, SOME_NOT, NOTHING_DONE, ANOTHER_AT_WORK = range(4)  # exit codes
 
 
-def summarize(outcomes: Mapping[str, Outcome | str], until: str) -> str:
-    """Say how a fleet does, what was mended, for whom the alarm rings, and who was left out."""
-    found = {name: one for name, one in outcomes.items() if isinstance(one, Outcome)}
-    reasons = sorted(one for one in outcomes.values() if isinstance(one, str))
+def summarize(
+    outcomes: Mapping[str, Outcome | str],
+    until: str,
+    names: Mapping[str, str] | None = None,
+    guesses: Sequence[str] = (),
+) -> str:
+    """Say how a fleet does, what was mended, for whom the alarm rings, and who was left out.
+
+    `outcomes` are by customer id, and so are the `names` that tables have for customers. `guesses`
+    are what was done about days that tables lack.
+    """
+    called = {customer_id: customer_id for customer_id in outcomes}
+    for customer_id, name in (names or {}).items():
+        if name != customer_id:
+            called[customer_id] = f"{customer_id} ({name})"
+    found = {called[name]: one for name, one in outcomes.items() if isinstance(one, Outcome)}
+    reasons = sorted(
+        f"{called[name]}: {reason.removeprefix(f'{name}: ')}"
+        for name, reason in outcomes.items()
+        if isinstance(reason, str)
+    )
     lines = [f"{until}: {len(found)} of {len(outcomes)} customers kept up"]
     if found:
         best = Counter(one.trial.best if one.trial else "untried" for one in found.values())
@@ -50,6 +66,8 @@ def summarize(outcomes: Mapping[str, Outcome | str], until: str) -> str:
         )
         judged = {name: one.judgement for name, one in found.items() if one.judgement.coverage >= 0}
         lines += _health(judged) if judged else []
+    if guesses:
+        lines += _listed(f"days that the tables lack: {len(guesses)}", guesses)
     if reasons:
         lines += _listed(f"not kept up: {len(reasons)}", reasons)
     return "\n".join(lines)
@@ -93,28 +111,41 @@ def roll_back(customer_ids: Sequence[str], settings: StoreSettings) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for. Returns the exit code."""
+    try:
+        from forecast_service.long_table import add_arguments, read_table_of
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return NOTHING_DONE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("actuals", nargs="*", help="CSV files, or folders of them")
+    add_arguments(parser, how_many="*")
     parser.add_argument("--roll-back", nargs="+", metavar="CUSTOMER", help="serve previous models")
     options = parser.parse_args(arguments)
-    if bool(options.actuals) == bool(options.roll_back):
-        parser.error("give either actuals or --roll-back")
+    if bool(options.tables) == bool(options.roll_back):
+        parser.error("give either tables or --roll-back")
     try:
         settings = StoreSettings()
         if options.roll_back:
             return roll_back(options.roll_back, settings)
-        actuals = read_actuals(options.actuals)
-        if not ray.is_initialized():
-            ray.init(logging_level="error")
-        outcomes = keep_up(actuals.series, actuals.until, settings)
+        table = read_table_of(options, most_days_late=0)
+        series = {name: table.series(name) for name in table.customer_ids}
+        until = str(table.dates[-1])
+        outcomes = keep_up(series, until, settings)
     except LeaseHeldError as error:
         print(f"nothing done: {error}", file=sys.stderr)
         return ANOTHER_AT_WORK
     except (OSError, ValueError, NotImplementedError, ServiceError) as error:
         print(f"nothing done: {error}", file=sys.stderr)
         return NOTHING_DONE
-    outcomes |= actuals.problems
-    print(summarize(outcomes, actuals.until))
+    names = dict(zip(table.customer_ids, table.names, strict=True))
+    for name, problem in table.left_out.items():
+        names[name] = problem.customer
+        outcomes[name] = f"{name}: {problem.fault}: {problem.advice}"
+    guesses = [
+        str(problem)
+        for problem in table.problems
+        if problem.guessed and problem.customer in table.names
+    ]
+    print(summarize(outcomes, until, names, guesses))
     return SOME_NOT if any(isinstance(found, str) for found in outcomes.values()) else KEPT_UP
 
 

@@ -68,10 +68,22 @@ def imports(file: Path) -> set[str]:
     return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
+def served() -> set[str]:
+    """Return the names of all modules that the image's entries, and its proxies, import at last.
+
+    What else is in the folder, as the command that keeps forecasts good, is run elsewhere.
+    """
+    ours, guard = modules_in_image(), image.environment()[image.GUARD].partition(":")[0]
+    names, pending = set(), {guard, *(name for name in ours if "." not in name)}
+    while pending:
+        names |= pending
+        pending = set().union(*(imports(ours[name]) for name in pending if name in ours)) - names
+    return names
+
+
 def foreign_packages() -> set[str]:
-    """Return the distributions whose modules the image's modules import, all but Ray's."""
-    names = set().union(*map(imports, modules_in_image().values()))
-    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    """Return the distributions that the image's services import, all but Ray."""
+    tops = {name.partition(".")[0] for name in served()} - sys.stdlib_module_names
     tops -= {name.partition(".")[0] for name in modules_in_image()}
     found = packages_distributions()
     return {canonicalize_name(found[top][0]) for top in tops} - IMAGE_HAS
@@ -115,6 +127,11 @@ def test_the_requirements_are_what_the_images_modules_import_beyond_rays_image()
     brought = set().union(*map(brought_along, pinned))
     assert imported - pinned - brought == set(), "add a pin to deploy/requirements.txt"
     assert pinned - imported == set(), "nothing in the image imports it"
+
+
+def test_services_do_without_what_keeps_forecasts_good():
+    assert {"forecast_service.service", "forecast_service.store"} <= served()
+    assert served().isdisjoint({"forecast_service.upkeep", "forecast_service.long_table", "polars"})
 
 
 def test_the_requirements_pin_what_the_tutorials_requirements_pin():

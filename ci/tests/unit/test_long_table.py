@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from datetime import date, datetime, timedelta
@@ -135,8 +136,8 @@ def test_rows_of_one_day_are_summed_or_averaged_if_told_so(read, duplicates, val
 def test_rows_of_one_day_that_differ_leave_their_customer_out_unless_told_what_they_mean(read):
     table = read([*rows("whole"), *rows()[:30], ("shop", FIRST, 10.0), ("shop", FIRST, 20.0)])
     found = {p.fault: p for p in table.problems}
-    assert found["1 days have several rows, the first is 2024-01-01"].left_out
-    assert table.customer_ids == ["whole"]
+    assert found["1 days have several rows, the first is 2024-01-01, with 10 and 20"].left_out
+    assert table.customer_ids == ["whole"] and list(table.left_out) == ["shop"]
 
 
 def test_rows_of_one_day_that_say_the_same_are_one(read):
@@ -282,9 +283,135 @@ def test_a_customer_without_a_value_is_left_out_and_named(read):
     assert table.customer_ids == ["whole"]
 
 
-def test_a_table_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no table"):
-        read_long_table(tmp_path / "t.csv")
+def test_a_table_that_is_not_there_and_a_folder_without_tables_are_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a table")
+    for path, said in (tmp_path / "t.csv", "no table .*t.csv"), (tmp_path, "has no .csv and no"):
+        with pytest.raises(FileNotFoundError, match=said):
+            read_long_table(path)
+
+
+class TestFiles:
+    """Several files are one table."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(table: list[tuple], name: str) -> Path:
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            frame = pl.DataFrame(table, schema=list(Columns()), orient="row", strict=False)
+            getattr(frame, f"write_{path.suffix[1:]}")(path)
+            return path
+
+        return write
+
+    def test_a_folder_is_all_of_its_tables_and_weeks_may_overlap(self, write, tmp_path):
+        write(rows(days=range(20)), "week_1.csv")
+        write(rows(days=range(10, 40)), "later/week_2.parquet")  # with dates, and not text
+        write(rows(days=range(40, DAYS)) + rows("other"), "week_3.csv")
+        (tmp_path / "notes.txt").write_text("not a table")
+        table = read_long_table(tmp_path)
+        assert table.names == ["other", "shop"] and not table.left_out
+        assert table.counts[1].tolist() == [10 + day for day in range(DAYS)]
+        assert not any(found.guessed for found in table.problems)
+
+    def test_files_are_read_in_any_order_and_each_once(self, write, tmp_path):
+        paths = [write(rows(days=range(at, at + 20)), f"{at}.csv") for at in (0, 20, 40)]
+        for tables in (paths, reversed(paths), [tmp_path, *paths], str(tmp_path)):
+            table = read_long_table(tables, duplicates="sum")
+            assert table.counts[0].tolist() == [10 + day for day in range(DAYS)]
+
+    def test_where_they_differ_the_customer_is_left_out_with_the_day_and_both(self, write):
+        one = write(rows() + rows("whole"), "one.csv")
+        other = write([("shop", FIRST + timedelta(3), 99.0)], "other.parquet")
+        table = read_long_table([one, other])
+        assert table.names == ["whole"]
+        assert "the first is 2024-01-04, with 13 and 99" in table.left_out["shop"].fault
+
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [
+            (("shop", "2024-01-01", "many"), "as 'many' in late.csv"),
+            (("shop", "31.12.2024", "1"), "as '31.12.2024' in late.csv"),
+            (("shop", "2024-01-01T00:00Z", "1"), "as '2024-01-01T00:00Z' in late.csv"),
+            (("shop", "2024-01-01", "-7"), "as -7 in late.csv"),
+        ],
+    )
+    def test_a_fault_says_in_which_file_it_is(self, write, row, said):
+        table = read_long_table(
+            [write(rows() + rows("whole"), "one.csv"), write([row], "late.csv")]
+        )
+        assert table.left_out["shop"].fault.endswith(said)
+        assert "one.csv" not in str(table.problems)
+
+    def test_one_that_cannot_be_read_is_named_and_the_others_are_not(self, write, tmp_path):
+        write(rows(), "good.csv")
+        bad = tmp_path / "bad.csv"
+        for data, said in (
+            (b"", "cannot be read"),
+            (b"customer,date\na,2024-01-01\n", "has no column 'value'"),
+            (b"customer,date,value\na,2024-01-01,1,2\n", "cannot be read: found more fields"),
+            (b'customer,date,value\n"a,2024-01-01,1\n', "cannot be read"),
+            (b"customer,date,value\n\xff\xfe,2024-01-01,1\n", "cannot be read: invalid utf-8"),
+        ):
+            bad.write_bytes(data)
+            with pytest.raises(ValueError, match=rf"bad\.csv {said}") as raised:
+                read_long_table(tmp_path)
+            assert "good.csv" not in str(raised.value)
+
+
+def test_empty_lines_and_a_spreadsheets_mark_are_nothing(tmp_path):
+    path = tmp_path / "t.csv"
+    lines = "\n".join(f"shop,{day},{value}" for _, day, value in rows())
+    path.write_text(f"customer,date,value\n\n{lines}\n\n,,\n", encoding="utf-8-sig")
+    table = read_long_table(path)
+    assert not table.problems and len(table.series("shop")) == DAYS
+
+
+def test_a_row_that_breaks_off_is_a_gap(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "customer,date,value\n" + "\n".join(f"a,2024-01-{d:02},5" for d in range(1, 15))
+    )
+    path.write_text(path.read_text().removesuffix(",5") + "\n")
+    assert read_long_table(path).series("a").tolist() == [5] * 14
+    assert list(read_long_table(path, most_days_late=0).left_out) == ["a"]
+
+
+@pytest.mark.parametrize("most_days_late", [0, 2, 7])
+def test_days_missing_at_the_end_are_filled_up_to_as_many_as_are_allowed(tmp_path, most_days_late):
+    frame = pl.DataFrame(
+        rows("whole") + rows(days=range(DAYS - 3)), schema=list(Columns()), orient="row"
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    table = read_long_table(tmp_path / "t.parquet", most_days_late=most_days_late)
+    if most_days_late < 3:
+        assert "ended on 2024-02-26, 3 days before the table" in table.left_out["shop"].fault
+    else:
+        assert table.series("shop")[-3:].tolist() == table.series("shop")[-10:-7].tolist()
+
+
+def test_what_was_guessed_can_be_told_from_what_is_only_said(read):
+    gap = [row for day, row in enumerate(rows("gap")) if day != 20]
+    hole = rows("hole", range(10)) + rows("hole", range(30, DAYS))
+    written = rows("Caf\u00e9", range(30)) + rows("Cafe\u0301", range(30, DAYS))
+    others = rows("late", range(40, DAYS)) + rows("back")[::-1] + rows("twice") + rows("twice")
+    table = read(gap + hole + written + others + rows("a b"))
+    named = {found.customer for found in table.problems}
+    assert named == {"gap", "hole", "Caf\u00e9", "late", "back", "twice", "a b"}
+    assert {p.customer for p in table.problems if p.guessed} == {"gap", "hole", "Caf\u00e9"}
+    assert not table.left_out
+
+
+def test_who_is_left_out_has_the_id_that_its_model_has(read):
+    table = read([*rows("whole"), ("市場", FIRST, None)])
+    assert {name: problem.customer for name, problem in table.left_out.items()} == {
+        as_customer_id("市場"): "市場"
+    }
+
+
+def test_an_id_does_not_depend_on_whether_another_customers_rows_are_good_today(read):
+    good, bad = read(rows("Shop") + rows("shop")), read([*rows("Shop"), ("shop", FIRST, None)])
+    assert bad.names == ["Shop"] and bad.customer_ids == good.customer_ids[:1]
 
 
 def test_columns_of_the_wrong_type_are_refused(tmp_path):
@@ -303,6 +430,30 @@ table = read_long_table(sys.argv[1], duplicates="sum")
 peak = pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
 print(json.dumps([int(peak) * 1024, table.counts.sum()]))
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_million_rows_that_are_each_a_day_of_their_own_take_less_than_250_mb(tmp_path):
+    """As chapters/09_keep_good.ipynb says, beside Python itself and what it imports."""
+    days, customers = 1000, 1000
+    frame = pl.DataFrame(
+        {
+            "customer": np.repeat([f"customer_{number}" for number in range(customers)], days),
+            "date": np.tile(np.datetime64("2023-01-01") + np.arange(days), customers),
+            "value": np.ones(days * customers),
+        }
+    )
+    frame.write_csv(tmp_path / "million.csv")
+    frame.head(1).write_csv(tmp_path / "one.csv")
+    peaks = {}
+    for name in "one", "million":
+        command = [sys.executable, "-c", PEAK, str(tmp_path / f"{name}.csv")]
+        done = subprocess.run(
+            command, cwd=CONTENT, capture_output=True, text=True, timeout=120, check=True
+        )
+        peaks[name], total = json.loads(done.stdout)
+    assert total == days * customers
+    assert 28e6 < peaks["million"] - peaks["one"] < 250e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -328,12 +479,36 @@ def test_ten_million_rows_of_the_same_days_take_hardly_more_memory_than_one(tmp_
     assert peaks[100] - peaks[10] < 0.3 * more_rows_bytes, "rows are held in memory"
 
 
+def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "forecast_service.long_table", *map(str, arguments)]
+    settings = {"capture_output": True, "text": True, "timeout": 60, "cwd": CONTENT}
+    return subprocess.run(command, **settings | options)
+
+
 def test_the_command_prints_each_problem_and_exits_with_1_if_a_customer_is_left_out(tmp_path):
-    path = Path(tmp_path, "t.csv")
-    for extra, status in ("", 0), ("b,2024-01-01,x\n", 1):
-        path.write_text("customer,date,value\n店,2024-01-01,1\n" + extra)
-        command = [sys.executable, "-m", "forecast_service.long_table", str(path)]
-        done = subprocess.run(command, cwd=CONTENT, capture_output=True, text=True, timeout=60)
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text("customer,date,value\n店,2024-01-01,1\n")
+    for text, status in ("店,2024-01-01,1\n", 0), ("b,2024-01-01,x\n", 1):
+        other.write_text("customer,date,value\n" + text)
+        done = run(one, other)
         assert done.returncode == status, done.stderr
         assert "店: cannot be a customer id: its id is e5ba97" in done.stdout
         assert ("left out: b" in done.stdout) == bool(status)
+        assert f"1 customers, 1 days, 2024-01-01 to 2024-01-01; {status} left out" in done.stdout
+
+
+def test_the_command_exits_with_2_and_a_line_if_no_table_can_be_read(tmp_path):
+    for arguments, said in (
+        ([tmp_path], f"the folder {tmp_path} has no .csv and no .parquet in it"),
+        ([FOOTFALL, "--columns", "a,b"], "give three names, as customer,date,value"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(said)
+
+
+def test_without_polars_it_says_what_to_install(tmp_path):
+    (tmp_path / "polars.py").write_text("raise ModuleNotFoundError(name='polars')")
+    done = run("t.csv", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.stderr.splitlines()[-1].endswith(
+        "pip install -r chapters/requirements_09_keep_good.txt"
+    )
