@@ -1,4 +1,8 @@
-"""The command that keeps forecasts good: on a store of its own, while a service answers from it."""
+"""The command that keeps forecasts good: on a store of its own, while a service answers from it.
+
+Where nothing has to be killed, its main() is called here, on this session's Ray. What one customer,
+two models, a lease and a table take is tested in ci/tests/unit.
+"""
 
 import asyncio
 import json
@@ -8,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
-from live_service import CONTENT, FAST, SERVICE, right_answer
+from live_service import CONTENT, FAST, SERVICE, artifact_of, right_answer
 from ray import serve
 
 from forecast_service.artifact import from_bytes, to_bytes
@@ -21,20 +26,23 @@ from forecast_service.customer_upkeep import Outcome
 from forecast_service.fleet_upkeep import keep_up
 from forecast_service.judge import Judgement
 from forecast_service.lease import FOLDER, Lease, LeaseHeldError
+from forecast_service.long_table import as_customer_id
 from forecast_service.model import LAGS, fit
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
-from forecast_service.upkeep import summarize
+from forecast_service.upkeep import main, summarize
 from forecast_service.versions import NO_SCORES, PREVIOUS
 from lab.chapter import NAMED
 from lab.serving import wait_until
 from steady_load import SteadyLoad
 
-FLEET = 100  # customers: several batches
+FLEET = 40  # customers: two batches
 DAYS = 100  # since their models were made
+MADE = "2025-09-22"
 TIMEOUT_S = 120
 RATE = 40  # requests per second
 MODEL = "model.safetensors"
+HEADER = "customer,date,value\n"
 pytestmark = pytest.mark.skipif(FAST, reason="is the same behind either ingress")
 
 
@@ -55,11 +63,10 @@ def until(footfall) -> str:
 
 
 @pytest.fixture(scope="module")
-def january(footfall, series) -> dict[str, bytes]:
+def january(series) -> dict[str, bytes]:
     """The artifacts that are in the store before anything is kept up."""
-    made = str(footfall[1][-DAYS - 1])
     return {
-        name: to_bytes(fit(name, counts[:-DAYS], made), NO_SCORES)
+        name: to_bytes(fit(name, counts[:-DAYS], MADE), NO_SCORES)
         for name, counts in series.items()
     }
 
@@ -69,7 +76,7 @@ def actuals(footfall, series, tmp_path_factory) -> Path:
     """A table of what came."""
     path = tmp_path_factory.mktemp("actuals") / "actuals.csv"
     with path.open("w") as table:
-        table.write("customer,date,value\n")
+        table.write(HEADER)
         for name, counts in series.items():
             table.writelines(
                 f"{name},{day},{count}\n" for day, count in zip(footfall[1], counts, strict=True)
@@ -91,23 +98,31 @@ def folder(settings) -> Path:
     return ModelStore(settings).folder
 
 
-def start(settings: StoreSettings, *arguments: object) -> subprocess.Popen:
-    """Start the command on this session's Ray."""
+def start(settings: StoreSettings, *arguments: object, **environment: str) -> subprocess.Popen:
+    """Start the command, by default on this session's Ray."""
     return subprocess.Popen(
         [sys.executable, "-m", "forecast_service.upkeep", *map(str, arguments)],
         cwd=CONTENT,
-        env=os.environ | {"MODEL_STORE": settings.model_store},
+        env=os.environ | {"MODEL_STORE": settings.model_store} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def upkeep(settings: StoreSettings, *arguments: object) -> tuple[int, str, str]:
-    """Run it. Returns its exit code, and what it printed to stdout and stderr."""
-    process = start(settings, *arguments)
-    said, faults = process.communicate(timeout=TIMEOUT_S)
-    return process.returncode, said, faults
+@pytest.fixture
+def upkeep(settings, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Call the command in this process. Returns its exit code, and what it printed."""
+    monkeypatch.setenv("MODEL_STORE", settings.model_store)
+
+    def upkeep(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main(list(map(str, arguments)))
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return upkeep
 
 
 def stored(folder: Path) -> dict[str, bytes]:
@@ -128,11 +143,12 @@ def expected(session_dir, january, series, until, tmp_path_factory) -> dict[str,
     return stored(folder)
 
 
-def test_it_mends_what_can_be_better_and_keeps_what_served(
-    settings, folder, actuals, expected, january
+def test_on_a_ray_of_its_own_it_mends_what_can_be_better_and_again_changes_nothing(
+    settings, folder, actuals, expected, january, upkeep
 ):
-    code, said, faults = upkeep(settings, actuals)
-    assert code == 0, faults
+    process = start(settings, actuals, RAY_ADDRESS="local")
+    said, faults = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, faults
     assert f"{FLEET} of {FLEET} customers kept up" in said
     after = stored(folder)
     assert after == expected
@@ -143,41 +159,22 @@ def test_it_mends_what_can_be_better_and_keeps_what_served(
         assert after[old] == january[name], "the model that served was not kept"
     assert all(from_bytes(after[f"{name}/{MODEL}"], name) for name in january)
 
-
-def test_again_on_the_same_actuals_it_changes_nothing_and_finds_the_same(settings, folder, actuals):
-    first = upkeep(settings, actuals)
-    before = stored(folder)
-    again = upkeep(settings, actuals)
-    assert again[0] == first[0] == 0 and stored(folder) == before
-    assert "recalibrated 0, refitted 0" in again[1]
-    found = (said.split("last 4 weeks")[1] for _, said, _ in (first, again))
-    assert len(set(found)) == 1, "it judges otherwise what was served"
-
-
-def test_of_two_at_once_one_works_and_the_other_says_so(settings, folder, actuals, expected):
-    processes = [start(settings, actuals) for _ in range(2)]
-    told = [process.communicate(timeout=TIMEOUT_S) for process in processes]
-    codes = sorted(process.returncode for process in processes)
-    assert codes in ([0, 3], [0, 0]), told  # one after the other is no mistake, if they happen to
-    assert stored(folder) == expected
-
-
-def test_while_another_is_at_work_it_does_nothing(settings, folder, actuals):
-    lease, before = Lease(settings), stored(folder)
-    asyncio.run(lease.acquire())
-    code, said, faults = upkeep(settings, actuals)
-    assert code == 3 and not said
-    assert f"process {os.getpid()} on {socket.gethostname()} is at work" in faults
-    assert stored(folder) == before
-    asyncio.run(lease.release())
-    assert upkeep(settings, actuals)[0] == 0
+    code, said_again, _ = upkeep(actuals)
+    assert code == 0 and stored(folder) == after
+    assert "recalibrated 0, refitted 0" in said_again
+    found = {text.split("last 4 weeks")[1].strip() for text in (said, said_again)}
+    assert len(found) == 1, "it judges otherwise what was served"
 
 
 def test_killed_half_way_every_customer_has_a_good_model_and_the_next_run_does_the_rest(
-    settings, folder, actuals, expected, january
+    settings, folder, actuals, expected, january, upkeep
 ):
     process = start(settings, actuals)
     try:
+        wait_until(lambda: list(folder.glob(f"{FOLDER}/*/lease.json")), "it holds the lease", 60)
+        code, said, faults = upkeep(actuals)
+        assert (code, said) == (3, ""), "two are at work at once"
+        assert f"process {process.pid} on {socket.gethostname()} is at work" in faults
         wait_until(lambda: list(folder.glob(f"*/{PREVIOUS}")), "a first model is promoted", 60)
     finally:
         process.kill()
@@ -187,16 +184,16 @@ def test_killed_half_way_every_customer_has_a_good_model_and_the_next_run_does_t
     for name in january:
         model = left[f"{name}/{MODEL}"]
         assert model in (january[name], expected[f"{name}/{MODEL}"]), f"{name} has another model"
-    assert upkeep(settings, actuals)[0] == 3, "its lease has not run out yet"
+    assert upkeep(actuals)[0] == 3, "its lease has not run out yet"
     (lease,) = folder.glob(f"{FOLDER}/*/lease.json")
     lease.write_text(json.dumps(json.loads(lease.read_text()) | {"until_s": 0}))  # as time does
-    assert upkeep(settings, actuals)[0] == 0
+    assert upkeep(actuals)[0] == 0
     assert stored(folder) == expected
 
 
 def test_a_run_that_takes_longer_than_its_lease_renews_it(settings, series, until):
     slow = settings.model_copy(update={"store_added_delay_s": 0.2})
-    few = dict(list(series.items())[:8])
+    few = dict(list(series.items())[:8])  # a batch, of 24 reads
     finished, refused = threading.Event(), []
 
     def try_to_begin() -> None:
@@ -226,67 +223,103 @@ def test_a_run_that_takes_longer_than_its_lease_renews_it(settings, series, unti
 
 
 def test_what_is_wrong_with_some_is_said_and_the_others_are_kept_up(
-    settings, folder, actuals, expected, tmp_path
+    settings, folder, footfall, expected, january, series, upkeep, tmp_path
 ):
-    late = tmp_path / "late.csv"
-    late.write_text(
-        "customer,date,value\n"
-        "customer_000,2025-12-31,7\n"  # has no model
-        f"{NAMED[0]},2025-12-31,99999\n"  # another value than the table before
-        f"{NAMED[1]},2025-12-31,many\n"
+    """As Parquet, at midnights in UTC, with columns of other names, in two deliveries."""
+    days = pl.Series(footfall[1]).cast(pl.Datetime("us")).dt.replace_time_zone("Pacific/Auckland")
+    wrong, ended, damaged, gap, renamed = NAMED[:5]
+    (folder / renamed).rename(folder / as_customer_id("市場"))
+    artifact = artifact_of(
+        from_bytes(january[renamed], renamed), customer_id=as_customer_id("市場")
     )
+    (folder / as_customer_id("市場") / MODEL).write_bytes(artifact)
     (folder / "forgotten").mkdir()
     (folder / "forgotten" / MODEL).write_bytes(b"of a customer without actuals")
-    (folder / NAMED[2] / MODEL).write_bytes(b"damaged")
-    code, said, _ = upkeep(settings, actuals, late)
-    assert code == 1 and "not kept up: 5" in said
+    (folder / damaged / MODEL).write_bytes(b"damaged")
+    table = pl.concat(
+        pl.DataFrame(
+            {"shop": "市場" if name == renamed else name, "day": days, "n": counts},
+            schema_overrides={"n": pl.Float64},
+        )
+        for name, counts in series.items()
+    ).with_columns(pl.col("day").dt.convert_time_zone("UTC"))
+    last, before = days.dt.convert_time_zone("UTC")[-1], days.dt.convert_time_zone("UTC")[-9]
+    lost = (pl.col("shop") == ended) & (pl.col("day") == last)
+    lost |= (pl.col("shop") == gap) & (pl.col("day") == before)
+    table.filter(~lost).write_parquet(tmp_path / "until_december.parquet")
+    late = pl.DataFrame({"shop": ["customer_000", wrong], "day": last, "n": [7.0, 99999.0]})
+    late.write_parquet(tmp_path / "late.parquet")
+    arguments = tmp_path, "--time-zone", "Pacific/Auckland", "--columns", "shop,day,n"
+    code, said, _ = upkeep(*arguments)
+    assert code == 1 and said.startswith(f"2025-12-31: {FLEET - 3} of {FLEET + 2} customers kept")
     for name, reason in (
-        ("customer_000", "no model to keep up"),
-        ("forgotten", "no actuals for its model"),
-        (NAMED[0], "two values for 2025-12-31"),
-        (NAMED[1], "late.csv, line 4"),
-        (NAMED[2], "not a safetensors artifact"),
+        ("customer_000", "there is no model to keep up"),
+        ("forgotten", "there are no actuals for its model"),
+        (wrong, "1 days have several rows, the first is 2025-12-31, with"),
+        (ended, "ended on 2025-12-30, 1 days before the table does"),
+        (damaged, "the model of customer_789 is not a safetensors artifact"),
     ):
-        assert any(name in line and reason in line for line in said.splitlines()), name
+        (line,) = (line for line in said.splitlines() if line.startswith(f"  {name}: "))
+        assert reason in line
+    said_of_gap = said.partition("days that the tables lack: 1\n")[2].splitlines()[0]
+    assert (
+        said_of_gap
+        == f"  {gap}: lacks 1 days, the first is 2025-12-23: filled from the same "
+        + ("weekday before and after")
+    )
     after = stored(folder)
     others = {
-        name: data for name, data in expected.items() if Path(name).parent.name not in NAMED[:3]
+        name: data for name, data in expected.items() if Path(name).parent.name not in NAMED[:5]
     }
     assert others.items() <= after.items()
+    assert after[f"{as_customer_id('市場')}/{MODEL}"] != artifact, "nothing was to be mended"
+    for name in wrong, ended:
+        assert after[f"{name}/{MODEL}"] == january[name]
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ((), "give either actuals or --roll-back"),
-        (("no_such.csv",), "No such file"),
-        ((".",), "has no .csv in it"),
-        (("train_models.py",), "lacks customer and date and value"),
+        ((), "give either tables or --roll-back"),
+        (("a.csv", "--roll-back", "b"), "give either tables or --roll-back"),
+        (("no_such.csv",), "there is no table no_such.csv"),
+        ((CONTENT / "lab",), "has no .csv and no .parquet in it"),
+        ((CONTENT / "train_models.py",), "a table is a .csv, a .parquet, or a folder"),
     ],
 )
-def test_without_a_table_nothing_is_done(settings, folder, arguments, said):
-    before = stored(folder)
-    code, _, faults = upkeep(settings, *arguments)
-    assert code == 2 and said in faults and "Traceback" not in faults
-    assert stored(folder) == before
+def test_without_a_table_nothing_is_done(settings, folder, upkeep, arguments, said):
+    code, _, faults = upkeep(*arguments)
+    assert code == 2 and said in faults and not (folder / FOLDER).exists()
 
 
-def test_without_a_store_nothing_is_done_and_none_is_made(session_dir, actuals, tmp_path):
-    missing = StoreSettings(model_store=str(tmp_path / "missing"))
-    code, _, faults = upkeep(missing, actuals)
+def test_without_a_store_nothing_is_done_and_none_is_made(
+    session_dir, actuals, tmp_path, upkeep, monkeypatch
+):
+    monkeypatch.setenv("MODEL_STORE", str(tmp_path / "missing"))
+    code, _, faults = upkeep(actuals)
     assert code == 2 and "does not exist" in faults and not (tmp_path / "missing").exists()
 
 
-def test_a_roll_back_serves_the_old_bytes_and_is_not_undone_by_the_next_run(
-    settings, folder, actuals, january
+def test_without_polars_it_says_what_to_install(settings, upkeep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "polars", None)  # as Python marks what cannot be imported
+    monkeypatch.delitem(sys.modules, "forecast_service.long_table")
+    code, said, faults = upkeep("actuals.csv")
+    assert code == 2 and not said
+    assert faults == (
+        "reading tables takes polars: pip install -r chapters/requirements_09_keep_good.txt\n"
+    )
+
+
+def test_it_rolls_back_each_of_whom_it_is_asked_for_and_names_the_others(
+    settings, folder, expected, january, upkeep
 ):
-    assert upkeep(settings, actuals)[0] == 0
-    promoted = next(folder.glob(f"*/{PREVIOUS}")).parent.name
-    kept = next(name for name in january if not (folder / name / PREVIOUS).exists())
-    code, said, faults = upkeep(settings, "--roll-back", kept, promoted)
-    assert code == 1 and f"no previous model of {kept}" in faults and promoted in said
-    assert (folder / promoted / MODEL).read_bytes() == january[promoted]
-    assert upkeep(settings, actuals)[0] == 0
+    promoted = next(Path(name).parent.name for name in expected if name.endswith(PREVIOUS))
+    kept = next(name for name in january if f"{name}/{PREVIOUS}" not in expected)
+    for name in f"{promoted}/{MODEL}", f"{promoted}/{PREVIOUS}":
+        (folder / name).write_bytes(expected[name])
+    code, said, faults = upkeep("--roll-back", kept, promoted)
+    assert code == 1 and f"no previous model of {kept}" in faults
+    assert said.startswith(f"{promoted}: ") and f"of the days until {MADE}" in said
     assert (folder / promoted / MODEL).read_bytes() == january[promoted]
 
 
@@ -301,7 +334,7 @@ def url(settings, launch_production) -> Iterator[str]:
 
 
 def test_the_service_answers_all_the_while_with_the_old_model_or_the_new_one(
-    url, settings, folder, actuals, series, january
+    url, settings, folder, actuals, series, january, upkeep
 ):
     asked = list(january)[:30]
     histories = {name: series[name][-LAGS:].tolist() for name in asked}
@@ -331,12 +364,12 @@ def test_the_service_answers_all_the_while_with_the_old_model_or_the_new_one(
     before = bodies()
     with SteadyLoad(url, histories, RATE, tries=1) as load:
         wait_for(load, before)
-        assert upkeep(settings, actuals)[0] == 0
+        assert upkeep(actuals)[0] == 0
         after = bodies()
         wait_for(load, after)
         promoted = [name for name in asked if after[name] != before[name]]
         assert promoted and len(promoted) < len(asked)
-        assert upkeep(settings, "--roll-back", *promoted)[0] == 0
+        assert upkeep("--roll-back", *promoted)[0] == 0
         wait_for(load, before)
     for answer in load.answers:
         assert answer.status == 200
@@ -349,3 +382,12 @@ def test_a_summary_of_nobody_and_of_those_who_are_too_new_says_so(session_dir):
     assert "too new for a trial 1" in summarize({"a": new}, "2025-12-31")
     said = summarize({f"c{number}": f"c{number}: gone" for number in range(12)}, "2025-12-31")
     assert "0 of 12 customers kept up" in said and "and 2 more" in said
+
+
+def test_a_summary_calls_customers_as_the_tables_do_and_is_short():
+    names = {"e5ba97": "店", "a": "a"}
+    guesses = [f"c{number}: lacks 1 days" for number in range(470)]
+    said = summarize({"e5ba97": "e5ba97: gone", "a": "a: gone"}, "2025-12-31", names, guesses)
+    assert "  e5ba97 (店): gone" in said and "  a: gone" in said
+    assert "days that the tables lack: 470" in said and "and 460 more" in said
+    assert len(said.splitlines()) < 20
