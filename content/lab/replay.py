@@ -92,7 +92,7 @@ class Replay:
         self.lags, self.future = (np.array(parts) for parts in zip(*pairs, strict=True))
         self.served = np.empty((len(Forecast._fields), *self.future.shape))
         self.since = np.zeros(len(models), int)  # the day from which a customer's model serves
-        self.fits = len(models)
+        self.fits, self.promoted = len(models), 0
         for row, model in enumerate(models):
             self._serve(row, model, 0)
 
@@ -105,6 +105,7 @@ class Replay:
         for row, made in zip(rows, in_batches(how, known), strict=True):
             self.fits += made.fits
             if made.model is not None:
+                self.promoted += 1
                 self._serve(row, made.model, day)
 
     def monthly(self, how: How) -> "Replay":
@@ -123,9 +124,7 @@ class Replay:
         for week in range(WINDOW_WEEKS, weeks):
             outside = np.concatenate([reference, self.outside(week)], axis=1)
             rings = alarm_p(outside[:, week - WINDOW_WEEKS :]) <= ALARM_P
-            day = (
-                week * SEASON + HORIZON - 1
-            )  # which forecasts from all days of a week have come to
+            day = week * SEASON + HORIZON - 1  # the weeks' forecasts are known as it begins
             rows = np.flatnonzero(rings & (day - self.since >= TRIAL_DAYS))
             self.keep_up(how, day, rows)
         return self

@@ -89,6 +89,17 @@ def test_a_roll_back_is_not_undone_the_next_day(versions, counts, narrow):
     np.testing.assert_array_equal(serving.half_width, narrow.half_width)
 
 
+def test_the_one_that_serves_is_on_trial_and_not_the_one_before(versions, counts, narrow):
+    good = refit(NAME, counts[:-TRIAL_DAYS], str(UNTIL - TRIAL_DAYS))
+    run(versions.promote(good))
+    before = stored(versions)
+    assert keep_up(versions, counts).trial.best == "champion"
+    assert stored(versions) == before
+    run(versions.roll_back(NAME))
+    assert keep_up(versions, counts).trial.best != "champion"
+    np.testing.assert_array_equal(run(versions.read(NAME))[1].half_width, narrow.half_width)
+
+
 def test_a_champion_that_nothing_beats_serves_on_untouched(versions, counts):
     good = refit(NAME, counts[:-TRIAL_DAYS], str(UNTIL - TRIAL_DAYS))
     run(versions.serving.write(NAME, to_bytes(good, NO_SCORES)))

@@ -7,6 +7,7 @@ import pytest
 from store_suite import run
 
 from forecast_service import lease as lease_module
+from forecast_service.errors import UnknownCustomerError
 from forecast_service.lease import FOLDER, LEASE_S, Lease, LeaseHeldError
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
@@ -119,3 +120,17 @@ def test_who_has_read_an_old_lease_and_sleeps_takes_nothing_from_the_next(
     with pytest.raises(LeaseHeldError):
         run(sleeper.acquire())
     run(last.renew())
+
+
+def test_a_lease_is_no_customer_and_a_customer_of_its_name_is_one(settings, clock):
+    store = ModelStore(settings)
+    run(Lease(settings).acquire())
+    assert run(store.list()) == []
+    with pytest.raises(UnknownCustomerError):
+        run(store.read(FOLDER))
+    run(store.write(FOLDER, b"a model"))
+    with pytest.raises(LeaseHeldError):
+        run(Lease(settings).acquire())
+    clock.now_s += LEASE_S + 1
+    run(Lease(settings).acquire())
+    assert run(store.list()) == [FOLDER] and run(store.read(FOLDER)).data == b"a model"

@@ -409,6 +409,19 @@ def test_who_is_left_out_has_the_id_that_its_model_has(read):
     }
 
 
+def test_the_first_reason_says_why_a_customer_is_left_out_and_its_id_is_no_problem(read):
+    rows_of_one = [
+        ("a b", "2024-01-01", "x"),
+        ("a b", "31.12.2024", "1"),
+        ("a b", "2024-01-02", ""),
+    ]
+    good = [(name, str(day), str(value)) for name, day, value in rows("whole")]
+    table = read(good + rows_of_one)
+    assert "have no date" in table.left_out[as_customer_id("a b")].fault
+    faults = [found.fault for found in table.problems]
+    assert len(faults) == 2 and "are no numbers" in faults[1], faults
+
+
 def test_an_id_does_not_depend_on_whether_another_customers_rows_are_good_today(read):
     good, bad = read(rows("Shop") + rows("shop")), read([*rows("Shop"), ("shop", FIRST, None)])
     assert bad.names == ["Shop"] and bad.customer_ids == good.customer_ids[:1]
