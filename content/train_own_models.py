@@ -118,7 +118,7 @@ def main() -> None:
         if isinstance(outcome, str)
     ]
     if reasons:
-        sys.exit("\n".join([f"{len(reasons)} customers have no model:", *reasons]))
+        sys.exit("\n".join([f"no model for {len(reasons)} of the customers:", *reasons]))
 
 
 if __name__ == "__main__":

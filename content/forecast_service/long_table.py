@@ -197,7 +197,7 @@ class _Rows:
         if missing := [name for name in columns if name not in schema]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, schema))}; name "
-                "yours in Columns(customer, date, value)"
+                f"yours by --columns {','.join(Columns())} (in Python: Columns)"
             )
         self._time_zone = time_zone
         self._table = table.select(
@@ -383,7 +383,7 @@ def _problems_of_rows(customers: pl.DataFrame) -> Iterator[Problem]:
     for found in customers.iter_rows(named=True):
         name = found["customer"]
         if name == NOBODY:
-            fault = f"{found['rows']} rows name no customer"
+            fault = f"{_count(found['rows'], 'row')} without a customer"
             yield Problem(name, fault, "say whose they are, or take them out", left_out=True)
             continue
         if found["spellings"] > 1:
@@ -394,21 +394,25 @@ def _problems_of_rows(customers: pl.DataFrame) -> Iterator[Problem]:
         if count := found["no_day"]:
             example = found["no_day_example"] or ""
             as_found = f"{example!r}{found['no_day_where']}"
-            fault = f"{count} of {found['rows']} rows have no date, as {as_found}"
+            fault = f"{count} of {found['rows']} rows without a date, as {as_found}"
             advice = "write 2023-12-31, or 2023-12-31T12:00:00+13:00"
             if OFFSET.search(example):
-                fault = f"{count} of {found['rows']} rows have an offset from UTC, as {as_found}"
+                fault = f"{count} of {found['rows']} rows with an offset from UTC, as {as_found}"
                 advice = "say the customers' own time_zone, such as Pacific/Auckland"
             yield Problem(name, fault, advice, left_out=True)
         if count := found["no_number"]:
-            fault = f"{count} of {found['rows']} values are no numbers, as "
+            fault = f"{count} of {found['rows']} values not a number, as "
             fault += f"{found['no_number_example']!r}{found['no_number_where']}"
             yield Problem(name, fault, "write 1234.5, or nothing for a gap", left_out=True)
         if count := found["outside"]:
-            fault = f"{count} of {found['rows']} values are outside {max(FLOOR, -MAX_COUNT):g} to "
+            fault = f"{count} of {found['rows']} values not in {max(FLOOR, -MAX_COUNT):g} to "
             fault += f"{MAX_COUNT:g}, as {found['outside_example']}{found['outside_where']}"
             advice = "correct them, or lower FLOOR in forecast_service/model.py"
             yield Problem(name, fault, advice, left_out=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _problems_of_duplicates(cells: _Cells, duplicates: Duplicates) -> Iterator[Problem]:
@@ -423,7 +427,9 @@ def _problems_of_duplicates(cells: _Cells, duplicates: Duplicates) -> Iterator[P
         elif duplicates == "refuse":
             advice = "they say the same, one is taken"
         first = days.argmax()
-        fault = f"{days.sum()} days have several rows, the first is {cells.dates[first]}"
+        fault = (
+            f"has several rows for {_count(days.sum(), 'day')}, the first is {cells.dates[first]}"
+        )
         if left_out:
             fault += f", with {cells.least[row, first]:g} and {cells.most[row, first]:g}"
         yield Problem(name, fault, advice, left_out)
@@ -438,7 +444,9 @@ def _close_gaps(
         return [Problem(name, "has no values", "fill them in, or take the customer out", True)]
     missing_at_end = len(series) - 1 - known[-1]
     if missing_at_end > most_days_late:
-        fault = f"ended on {dates[known[-1]]}, {missing_at_end} days before the table does"
+        fault = (
+            f"ended on {dates[known[-1]]}, {_count(missing_at_end, 'day')} before the table does"
+        )
         return [Problem(name, fault, "nothing to forecast, or its last rows are missing", True)]
     problems = []
     gaps = np.diff(known) - 1
@@ -458,7 +466,7 @@ def _close_gaps(
     if missing.size:
         filled = [_same_weekday(series, known, day) for day in missing]
         series[missing] = filled
-        fault = f"lacks {len(missing)} days, the first is {dates[missing[0]]}"
+        fault = f"lacks {_count(len(missing), 'day')}, the first is {dates[missing[0]]}"
         advice = "filled from the same weekday before and after"
         problems.append(Problem(name, fault, advice, guessed=True))
     return problems

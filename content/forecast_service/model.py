@@ -128,8 +128,8 @@ def windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seasonal_naive(lags: np.ndarray) -> np.ndarray:
-    """Return the last week of windows, (n, LAGS), again for each day ahead: (n, HORIZON)."""
-    return lags[:, np.arange(HORIZON) % SEASON - SEASON]
+    """Return the last week of windows, (…, LAGS), again for each day ahead: (…, HORIZON)."""
+    return lags[..., np.arange(HORIZON) % SEASON - SEASON]
 
 
 def check_series(name: str, counts: np.ndarray, holdout_days: int = 0) -> np.ndarray:

@@ -29,6 +29,7 @@ from forecast_service.model import (
     Forecast,
     ForecastModel,
     fit,
+    seasonal_naive,
     windows,
 )
 
@@ -142,7 +143,7 @@ class Replay:
         forecast = Forecast(*self.served)
         error, naive_error = (
             np.abs(self.future - guess).mean(axis=(1, 2))
-            for guess in (forecast.forecast, self.lags[:, :, -SEASON:])
+            for guess in (forecast.forecast, seasonal_naive(self.lags))
         )
         level = self.counts[:, : self.start].mean(axis=1)
         return Scores(

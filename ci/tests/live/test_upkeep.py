@@ -261,8 +261,8 @@ def test_what_is_wrong_with_some_is_said_and_the_others_are_kept_up(
     for name, reason in (
         ("customer_000", "there is no model to keep up"),
         ("forgotten", "there are no actuals for its model"),
-        (wrong, "1 days have several rows, the first is 2025-12-31, with"),
-        (ended, "ended on 2025-12-30, 1 days before the table does"),
+        (wrong, "has several rows for 1 day, the first is 2025-12-31, with"),
+        (ended, "ended on 2025-12-30, 1 day before the table does"),
         (damaged, "the model of customer_789 is not a safetensors artifact"),
     ):
         (line,) = (line for line in said.splitlines() if line.startswith(f"  {name}: "))
@@ -270,7 +270,7 @@ def test_what_is_wrong_with_some_is_said_and_the_others_are_kept_up(
     said_of_gap = said.partition("days that the tables lack: 1\n")[2].splitlines()[0]
     assert (
         said_of_gap
-        == f"  {gap}: lacks 1 days, the first is 2025-12-23: filled from the same "
+        == f"  {gap}: lacks 1 day, the first is 2025-12-23: filled from the same "
         + ("weekday before and after")
     )
     after = stored(folder)
@@ -392,7 +392,7 @@ def test_a_summary_of_nobody_and_of_those_who_are_too_new_says_so(session_dir):
 
 def test_a_summary_calls_customers_as_the_tables_do_and_is_short():
     names = {"e5ba97": "店", "a": "a"}
-    guesses = [f"c{number}: lacks 1 days" for number in range(470)]
+    guesses = [f"c{number}: lacks 1 day" for number in range(470)]
     said = summarize({"e5ba97": "e5ba97: gone", "a": "a: gone"}, "2025-12-31", names, guesses)
     assert "  e5ba97 (店): gone" in said and "  a: gone" in said
     assert "days that the tables lack: 470" in said and "and 460 more" in said

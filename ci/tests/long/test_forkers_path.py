@@ -163,7 +163,7 @@ def test_a_customer_who_is_too_young_for_a_model_is_named_and_the_others_are_tra
     table.write_text(clean)
     assert trained.returncode == 1 and f"{SHOPS} models in" in trained.stdout
     reason = f"Young shop: {b'Young shop'.hex()}: {YOUNG_DAYS} days are too few"
-    assert f"1 customers have no model:\n{reason}" in trained.stderr
+    assert f"no model for 1 of the customers:\n{reason}" in trained.stderr
 
 
 def test_the_commands_of_the_steps_are_there(steps):

@@ -30,7 +30,7 @@ from lab.traffic import FOOTFALL
 CONTENT = FOOTFALL.parents[1]
 CUSTOMER = "customer_0001"
 COMMAND = sys.executable, "-m", "lab.check_service"
-BODY_TIMEOUT_S = 2
+BODY_TIMEOUT_S = 1
 OF_ALL_ANSWERS = "documents_itself", "keeps_its_secrets"
 Change = Callable[[Request, Response, bytes], tuple[int, dict, bytes]]
 
