@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 from zoneinfo import available_timezones
@@ -37,13 +37,17 @@ except ModuleNotFoundError as error:  # as in the image of the service, which re
 
 MOST_DAYS = 10_000  # from a table's first to its last: 27 years; beyond it, a date is a mistake
 LONGEST_GAP_DAYS = SEASON  # that is filled
+WEEKDAYS_FROM_DAYS = 2 * SEASON  # from so many on, a weekday without any row is no accident
+AHEAD = timedelta(1)  # of the date here, it is already tomorrow in the east
 LONGEST_HEX_BYTES = 32  # of a name, whose hexadecimal digits are a customer id
 BATCH_ROWS = 100_000  # in memory at a time
 FEW = 5  # problems that stand for all
 SUFFIXES = ".csv", ".parquet"
+OTHER_SEPARATORS = ";", "\t"
 NOBODY = "(no name)"
 OFFSET = re.compile(r"[T ].*(?:Z|[+-]\d{2}:?\d{2})$")  # from UTC, in a timestamp
 Duplicates = Literal["refuse", "sum", "mean"]
+Missing = Literal["fill", "zero"]
 
 
 class Columns(NamedTuple):
@@ -112,6 +116,7 @@ def read_long_table(
     *,
     time_zone: str | None = None,
     duplicates: Duplicates = "refuse",
+    missing: Missing = "fill",
     longest_gap_days: int = LONGEST_GAP_DAYS,
     most_days_late: int = LONGEST_GAP_DAYS,
     separator: str = ",",
@@ -123,9 +128,12 @@ def read_long_table(
     offset belongs to the day that it is at the customers' own `time_zone`; one without is local.
     `duplicates` says what to do with several rows of one customer and day: `sum` them, as parts of
     a day (then files must not overlap), take their `mean`, or leave the customer out if they
-    differ. Gaps of up to `longest_gap_days` are filled with the mean of the same weekday before and
-    after, and so are up to `most_days_late` days at a customer's end. Days before a longer gap are
-    dropped, and a customer who ends earlier is left out.
+    differ. `missing` says what days without a value are, between a customer's first and its last:
+    `zero`, as nothing was sold, or days to `fill` if there are up to `longest_gap_days` of them,
+    with the mean of the same weekday before and after. Then days before a longer gap are dropped,
+    and a customer who lacks a whole weekday is left out. Up to `most_days_late` days at a
+    customer's end are filled in any case. A customer who ends earlier is left out, and so is one
+    who has rows of days to come.
 
     Raises:
         ValueError: if the table as a whole cannot be used. It names what is wanted.
@@ -147,6 +155,8 @@ def read_long_table(
     problems += _problems_of_duplicates(cells, duplicates)
     counts = cells.counts(duplicates)
     for row, name in enumerate(cells.names):
+        if missing == "zero":
+            problems += _put_zeros(name, cells.dates, counts[row])
         problems += _close_gaps(name, cells.dates, counts[row], longest_gap_days, most_days_late)
     customer_ids, mapped = _customer_ids(customers["customer"])
     left_out = {}
@@ -169,13 +179,17 @@ def _files(tables: Iterable[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"there is no table {path}")
         inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+            inside = sorted(file for file in path.rglob("*") if _suffix(file) in SUFFIXES)
             if not inside:
                 raise FileNotFoundError(f"the folder {path} has no .csv and no .parquet in it")
-        elif path.suffix not in SUFFIXES:
+        elif _suffix(path) not in SUFFIXES:
             raise ValueError(f"{path}: a table is a .csv, a .parquet, or a folder of those")
         found += inside
     return list(dict.fromkeys(found))  # in a folder and by its own name, it is read once
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def _digits(name: str) -> str:
@@ -189,15 +203,17 @@ class _Rows:
     def __init__(self, path: Path, columns: Columns, time_zone: str | None, separator: str):
         self.path, self.where = path, ""
         with _naming(path):
-            if path.suffix == ".csv":  # all as text: else the shop 007 would be the shop 7
+            if _suffix(path) == ".csv":  # all as text: else the shop 007 would be the shop 7
                 table = pl.scan_csv(path, infer_schema=False, separator=separator)
             else:
                 table = pl.scan_parquet(path)
             schema = table.collect_schema()
         if missing := [name for name in columns if name not in schema]:
+            separated = any(mark in name for name in schema for mark in OTHER_SEPARATORS)
             raise ValueError(
                 f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, schema))}; name "
                 f"yours by --columns {','.join(Columns())} (in Python: Columns)"
+                f"{', or say --separator' if separated else ''}"
             )
         self._time_zone = time_zone
         self._table = table.select(
@@ -232,6 +248,8 @@ class _Rows:
                 if batch["value"].dtype == pl.String:
                     text = pl.col("value").str.strip_chars().replace("", None)
                     batch = batch.with_columns(value=text)
+                elif batch["value"].dtype.is_float():
+                    batch = batch.with_columns(value=pl.col("value").fill_nan(None))
                 number = pl.col("value").cast(pl.Float64, strict=False)
                 yield batch.with_columns(day=day, number=number)
 
@@ -286,6 +304,7 @@ def _by_customer(batch: pl.DataFrame, where: str) -> pl.DataFrame:
     day, number = pl.col("day"), pl.col("number")
     faults = {
         "no_day": (day.is_null(), "date"),
+        "to_come": (day > date.today() + AHEAD, "day"),
         "no_number": (number.is_null() & pl.col("value").is_not_null(), "value"),
         "outside": (~number.is_between(max(FLOOR, -MAX_COUNT), MAX_COUNT), "value"),
     }
@@ -313,7 +332,7 @@ def _merge_customers(parts: pl.DataFrame) -> pl.DataFrame:
     """Merge what _by_customer() returned for batches, in their order."""
     turned_back = pl.col("first_read") < pl.col("last_read").shift()
     return parts.group_by("customer", maintain_order=True).agg(
-        pl.col("rows", "no_day", "no_number", "outside").sum(),
+        pl.col("rows", "no_day", "to_come", "no_number", "outside").sum(),
         pl.col("^.*_(example|where)$").drop_nulls().first(),
         (pl.col("unsorted").any() | turned_back.any()).alias("unsorted"),
         pl.col("first_read").drop_nulls().first(),
@@ -392,14 +411,21 @@ def _problems_of_rows(customers: pl.DataFrame) -> Iterator[Problem]:
         if found["unsorted"]:
             yield Problem(name, "its rows are not in the order of their days", "put in order")
         if count := found["no_day"]:
-            example = found["no_day_example"] or ""
-            as_found = f"{example!r}{found['no_day_where']}"
-            fault = f"{count} of {found['rows']} rows without a date, as {as_found}"
+            example, where = (found["no_day_example"] or "").strip(), found["no_day_where"]
+            fault = f"{count} of {found['rows']} rows without a date{where}"
             advice = "write 2023-12-31, or 2023-12-31T12:00:00+13:00"
             if OFFSET.search(example):
-                fault = f"{count} of {found['rows']} rows with an offset from UTC, as {as_found}"
+                fault = f"{count} of {found['rows']} rows with an offset from UTC"
                 advice = "say the customers' own time_zone, such as Pacific/Auckland"
+            elif example:
+                fault = f"{count} of {found['rows']} rows whose date cannot be read"
+            if example:
+                fault += f", as {example!r}{where}"
             yield Problem(name, fault, advice, left_out=True)
+        if found["to_come"]:
+            fault = f"has rows of days to come, as '{found['to_come_example']}'"
+            fault += found["to_come_where"]
+            yield Problem(name, fault, "correct the date", left_out=True)
         if count := found["no_number"]:
             fault = f"{count} of {found['rows']} values not a number, as "
             fault += f"{found['no_number_example']!r}{found['no_number_where']}"
@@ -435,6 +461,20 @@ def _problems_of_duplicates(cells: _Cells, duplicates: Duplicates) -> Iterator[P
         yield Problem(name, fault, advice, left_out)
 
 
+def _put_zeros(name: str, dates: np.ndarray, series: np.ndarray) -> Iterator[Problem]:
+    """Put 0 into all gaps of a customer's counts in place, and say so."""
+    known = np.flatnonzero(np.isfinite(series))
+    if not known.size:
+        return
+    inside = series[known[0] : known[-1] + 1]
+    missing = np.flatnonzero(np.isnan(inside))
+    if missing.size:
+        inside[missing] = 0
+        first = dates[known[0] + missing[0]]
+        fault = f"lacks {_count(len(missing), 'day')}, the first is {first}"
+        yield Problem(name, fault, "taken for days on which nothing was sold")
+
+
 def _close_gaps(
     name: str, dates: np.ndarray, series: np.ndarray, longest_days: int, most_days_late: int
 ) -> list[Problem]:
@@ -462,6 +502,11 @@ def _close_gaps(
         days = len(series) - known[0]
         fault = f"begins on {dates[known[0]]}, with {days} of {len(series)} days"
         problems.append(Problem(name, fault, "taken as it is"))
+    absent = SEASON - len(np.unique(known % SEASON))
+    if absent and known[-1] - known[0] + 1 >= WEEKDAYS_FROM_DAYS:
+        fault = f"has no rows on {_count(absent, 'weekday')} at all"
+        advice = "closed, or nothing sold: say --missing zero"
+        return [*problems, Problem(name, fault, advice, left_out=True)]
     missing = known[0] + np.flatnonzero(np.isnan(series[known[0] :]))
     if missing.size:
         filled = [_same_weekday(series, known, day) for day in missing]
@@ -524,6 +569,12 @@ def add_arguments(parser: argparse.ArgumentParser, how_many: str = "+") -> None:
     )
     parser.add_argument("--time-zone", help="the customers' own, such as Pacific/Auckland")
     parser.add_argument("--duplicates", choices=get_args(Duplicates), default="refuse")
+    parser.add_argument(
+        "--missing",
+        choices=get_args(Missing),
+        default="fill",
+        help="days without a row: filled if they are few, or zero, as nothing was sold",
+    )
     names = ",".join(Columns())
     parser.add_argument(
         "--columns", type=_columns, default=names, help=f"what the tables call {names}"
@@ -551,6 +602,7 @@ def read_table_of(
             arguments.columns,
             time_zone=arguments.time_zone,
             duplicates=arguments.duplicates,
+            missing=arguments.missing,
             most_days_late=most_days_late,
             separator=arguments.separator,
         )

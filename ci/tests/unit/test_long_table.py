@@ -106,6 +106,70 @@ def test_a_value_that_is_not_there_is_a_gap(read):
     assert table.counts[0, 30] == 40
 
 
+def closed_on(weekday: int, name: str = "shop", days: range = range(DAYS)) -> list[tuple]:
+    """Rows of a customer who has none on a day of the week."""
+    return rows(name, [day for day in days if day % 7 != weekday])
+
+
+def test_a_customer_who_lacks_a_whole_weekday_is_left_out_unless_told_what_that_means(read):
+    table = read(closed_on(6) + rows("whole"))
+    found = problem(table)
+    assert found.left_out and found.fault == "has no rows on 1 weekday at all"
+    assert found.advice == "closed, or nothing sold: say --missing zero"
+    assert table.customer_ids == ["whole"]
+    weekdays_alone = [row for row in closed_on(6) if row[1].weekday() != 5]
+    assert problem(read(weekdays_alone)).fault == "has no rows on 2 weekdays at all"
+
+
+def test_less_than_two_weeks_are_too_few_to_say_that_a_weekday_is_always_missing(read):
+    table = read(closed_on(3, days=range(13)))
+    assert not table.left_out and problem(table).guessed
+    assert list(read(closed_on(3, days=range(14))).left_out) == ["shop"]
+
+
+def test_days_that_are_missing_are_days_without_sales_if_told_so_however_many_there_are(read):
+    gap = [row for row in rows("gap") if not FIRST + timedelta(9) < row[1] < FIRST + timedelta(30)]
+    late = closed_on(6, "late", range(20, DAYS - 2))
+    table = read(gap + late + rows("whole"), missing="zero")
+    series = dict(zip(table.names, table.counts, strict=True))
+    assert not table.left_out
+    assert np.flatnonzero(series["gap"] == 0).tolist() == list(range(10, 30))
+    assert series["gap"][30:].tolist() == [10.0 + day for day in range(30, DAYS)]
+    assert np.isnan(series["late"][:21]).all() and (series["late"][27::7] == 0).all()
+    assert (series["late"][-2:] == series["late"][-9:-7]).all()  # may be on their way
+    found = {(p.customer, p.fault): p for p in table.problems}
+    told = found["gap", "lacks 20 days, the first is 2024-01-11"]
+    assert told.advice == "taken for days on which nothing was sold" and not told.guessed
+
+
+def test_one_date_to_come_ends_nobody_else_and_a_day_ahead_is_the_east(read):
+    today = date.today()
+    good = [("whole", today - timedelta(ago), 5.0) for ago in range(20, -2, -1)]
+    table = read([*good, *rows(), ("shop", today + timedelta(2), 5.0)], most_days_late=0)
+    assert table.names == ["whole"] and table.dates[-1] == np.datetime64(today + timedelta(1))
+    assert str(today + timedelta(2)) in table.left_out["shop"].fault
+
+
+def test_a_value_that_is_no_number_in_a_column_of_numbers_is_a_gap(tmp_path):
+    values = [float("nan") if day == 30 else 10.0 + day for day in range(DAYS)]
+    frame = pl.DataFrame(rows(), schema=list(Columns()), orient="row")
+    for kind in pl.Float64, pl.Float32:
+        frame.with_columns(value=pl.Series(values, dtype=kind)).write_parquet(
+            tmp_path / "t.parquet"
+        )
+        table = read_long_table(tmp_path / "t.parquet")
+        assert "lacks 1 day, the first is 2024-01-31" in problem(table).fault
+        assert table.counts[0, 30] == 40
+
+
+@pytest.mark.parametrize("suffix", ["CSV", "Csv", "PARQUET"])
+def test_a_suffix_may_be_in_upper_case(tmp_path, suffix):
+    frame = pl.DataFrame(rows(), schema=list(Columns()), orient="row")
+    getattr(frame, f"write_{suffix.lower()}")(tmp_path / f"t.{suffix}")
+    for place in tmp_path, tmp_path / f"t.{suffix}":
+        assert read_long_table(place).names == ["shop"]
+
+
 def test_days_before_a_long_gap_are_dropped(read):
     table = read(rows(days=range(10)) + rows(days=range(30, DAYS)) + rows("whole"))
     assert "lacks 20 days from 2024-01-11" in problem(table).fault
@@ -199,9 +263,14 @@ def test_a_timestamp_with_an_offset_wants_a_time_zone(tmp_path, read):
 @pytest.mark.parametrize(
     ("row", "fault", "advice"),
     [
-        (("shop", "31/12/2024", "1"), "without a date, as '31/12/2024'", "2023-12-31"),
-        (("shop", "2024-02-30", "1"), "without a date, as '2024-02-30'", "2023-12-31"),
-        (("shop", "", "1"), "without a date", "2023-12-31"),
+        (
+            ("shop", "31/12/2024", "1"),
+            "1 of 1 rows whose date cannot be read, as '31/12/2024'",
+            "2023-12-31",
+        ),
+        (("shop", "2024-02-30", "1"), "whose date cannot be read, as '2024-02-30'", "2023-12-31"),
+        (("shop", "", "1"), "1 of 1 rows without a date", "2023-12-31"),
+        (("shop", "2034-03-04", "1"), "has rows of days to come, as '2034-03-04'", "correct"),
         (("shop", "2024-01-01", "1,5"), "not a number, as '1,5'", "1234.5"),
         (("shop", "2024-01-01", "n/a"), "not a number, as 'n/a'", "1234.5"),
         (("shop", "2024-01-01", "-1"), "not in 0 to 1e+12, as -1", "FLOOR"),
@@ -263,6 +332,9 @@ def test_ways_of_writing_one_name_are_one_customer(read):
             "'customer': it has 'shop', 'day', 'n'",
         ),
         ("t.csv", "customer;date;value\na;2024-01-01;1\n", "it has 'customer;date;value'"),
+        ("t.csv", "customer;date;value\na;2024-01-01;1\n", "[)], or say --separator$"),
+        ("t.csv", "customer\tdate\tvalue\na\t2024-01-01\t1\n", "[)], or say --separator$"),
+        ("t.csv", "shop,day,n\na,2024-01-01,1\n", r"\(in Python: Columns\)$"),
         ("t.csv", "customer,date,value\n", "has no rows"),
         ("t.csv", "", "cannot be read"),
         ("t.parquet", "no parquet", "cannot be read"),
@@ -334,6 +406,8 @@ class TestFiles:
             (("shop", "31.12.2024", "1"), "as '31.12.2024' in late.csv"),
             (("shop", "2024-01-01T00:00Z", "1"), "as '2024-01-01T00:00Z' in late.csv"),
             (("shop", "2024-01-01", "-7"), "as -7 in late.csv"),
+            (("shop", "2034-03-04", "7"), "as '2034-03-04' in late.csv"),
+            (("shop", "", "7"), "rows without a date in late.csv"),
         ],
     )
     def test_a_fault_says_in_which_file_it_is(self, write, row, said):
@@ -417,7 +491,7 @@ def test_the_first_reason_says_why_a_customer_is_left_out_and_its_id_is_no_probl
     ]
     good = [(name, str(day), str(value)) for name, day, value in rows("whole")]
     table = read(good + rows_of_one)
-    assert "without a date" in table.left_out[as_customer_id("a b")].fault
+    assert "whose date cannot be read" in table.left_out[as_customer_id("a b")].fault
     faults = [found.fault for found in table.problems]
     assert len(faults) == 2 and "not a number" in faults[1], faults
 
@@ -508,6 +582,15 @@ def test_the_command_prints_each_problem_and_exits_with_1_if_a_customer_is_left_
         assert "店: cannot be a customer id: its id is e5ba97" in done.stdout
         assert ("left out: b" in done.stdout) == bool(status)
         assert f"1 customers, 1 days, 2024-01-01 to 2024-01-01; {status} left out" in done.stdout
+
+
+def test_the_command_says_what_missing_days_are(tmp_path):
+    path = tmp_path / "t.csv"
+    pl.DataFrame(closed_on(6), schema=list(Columns()), orient="row").write_csv(path)
+    left_out = run(path)
+    assert left_out.returncode == 1 and "say --missing zero" in left_out.stdout
+    told = run(path, "--missing", "zero")
+    assert told.returncode == 0 and "nothing was sold" in told.stdout
 
 
 def test_the_command_exits_with_2_and_a_line_if_no_table_can_be_read(tmp_path):
