@@ -1,6 +1,9 @@
 """Two kinds of models, to be exchanged for yours: how each is fitted, and becomes an ONNX graph.
 
-A family is a function from windows of counts to a graph. Add yours to FAMILIES.
+A family is a function from windows of counts, and what followed them, to a graph's bytes. Add yours
+to FAMILIES. Of an estimator it returns
+
+    around_level(convert(MyRegressor().fit(*standardize(lags, future)))).SerializeToString()
 """
 
 import math
@@ -60,10 +63,10 @@ def nearest_weeks(lags: np.ndarray, future: np.ndarray) -> bytes:
     Similar in their first principal components: a scikit-learn pipeline.
     """
     pipeline = make_pipeline(PCA(COMPONENTS), KNeighborsRegressor(NEIGHBOURS))
-    pipeline.fit(*_standardize(lags, future))
+    pipeline.fit(*standardize(lags, future))
     # onnxruntime's own operator for distances: in ONNX's, a forecast takes tens of times as long
     options = {KNeighborsRegressor: {"optim": "cdist"}}
-    return _around_level(_convert(pipeline, options)).SerializeToString()
+    return around_level(convert(pipeline, options)).SerializeToString()
 
 
 def boosted_trees(lags: np.ndarray, future: np.ndarray) -> bytes:
@@ -71,8 +74,8 @@ def boosted_trees(lags: np.ndarray, future: np.ndarray) -> bytes:
     trees = LGBMRegressor(
         objective="l1", n_estimators=TREES, num_leaves=LEAVES, n_jobs=1, verbose=-1, random_state=0
     )
-    ensemble = MultiOutputRegressor(trees).fit(*_standardize(lags, future))
-    return _around_level(_convert(ensemble)).SerializeToString()
+    ensemble = MultiOutputRegressor(trees).fit(*standardize(lags, future))
+    return around_level(convert(ensemble)).SerializeToString()
 
 
 FAMILIES: dict[str, Family] = {"nearest weeks": nearest_weeks, "boosted trees": boosted_trees}
@@ -84,7 +87,8 @@ def fit(family: str, customer_id: str, counts: np.ndarray, trained_until: str) -
     As in forecast_service.model.fit, the last CALIBRATION_DAYS give the interval alone.
 
     Raises:
-        ValueError: as forecast_service.model.fit, and if there are fewer than FEWEST_WINDOWS.
+        ValueError: as forecast_service.model.fit; if there are fewer than FEWEST_WINDOWS; if what
+            the family returns is no graph, or one that cannot be used.
         KeyError: if there is no such family.
     """
     counts = check_series(customer_id, counts)
@@ -98,6 +102,11 @@ def fit(family: str, customer_id: str, counts: np.ndarray, trained_until: str) -
             f"{FEWEST_WINDOWS} are wanted: wait for more days, or take the {LINEAR} model"
         )
     graph = FAMILIES[family](lags, future)
+    if not isinstance(graph, bytes):
+        raise ValueError(
+            f"the family {family} returned {type(graph).__name__}, and not bytes: a graph's are "
+            "those of its SerializeToString()"
+        )
     model = OnnxForecaster(graph, np.zeros(HORIZON, np.float32), customer_id)
     errors = calibration_errors(model, counts)
     model.half_width = conformal_half_width(errors)
@@ -119,19 +128,20 @@ def conformal_half_width(errors: np.ndarray) -> np.ndarray:
     return np.sort(errors, axis=0)[rank - 1].astype(np.float32)
 
 
-def _standardize(lags: np.ndarray, future: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale windows by their own mean and spread, as the graph of _around_level() does."""
+def standardize(lags: np.ndarray, future: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale windows by their own mean and spread, as the graph of around_level() does."""
     level = lags.mean(axis=1, keepdims=True)
     spread = np.maximum(lags.std(axis=1, keepdims=True), 1)  # 1 person or more, to divide by
     return ((lags - level) / spread).astype(np.float32), (future - level) / spread
 
 
-def _convert(estimator: BaseEstimator, options: dict | None = None) -> ModelProto:
+def convert(estimator: BaseEstimator, options: dict | None = None) -> ModelProto:
+    """Make a graph of an estimator that was fitted to what standardize() returns."""
     one_window = np.zeros((1, LAGS), np.float32)
     return to_onnx(estimator, one_window, target_opset=OPSET, options=options)
 
 
-def _around_level(graph: ModelProto) -> ModelProto:
+def around_level(graph: ModelProto) -> ModelProto:
     """Put the scaling around a converted model, so that its graph takes counts, and gives some."""
     inside = graph.graph
     old_input, old_output = inside.input[0].name, inside.output[0].name

@@ -77,10 +77,12 @@ def test_training_fits_each_customer_what_its_days_allow_and_says_who_has_too_fe
     rows[unseen:] = [(name, day, 2 * count) for name, day, count in rows[unseen:]]
     path = tmp_path / "table.parquet"
     pl.DataFrame(rows, schema=["customer", "date", "value"], orient="row").write_parquet(path)
-    fitted = fit_all(read_long_table(path))
+    fitted, reasons = fit_all(read_long_table(path))
     assert [model.family for model in fitted["old"]] == list(EVERY_FAMILY)
     assert [model.family for model in fitted["young"]] == [families.LINEAR]
-    assert "new: 100 days are too few" in fitted["new"]
+    assert not fitted["new"] and set(reasons) == {"new", "young"}
+    assert all("new: 100 days are too few" in reasons["new"][family] for family in EVERY_FAMILY)
+    assert set(reasons["young"]) == set(families.FAMILIES)
     for model, same in zip(fitted["old"], fitted["changed"], strict=True):
         history = counts[0, :LAGS].astype(float)
         pair = from_bytes(model.artifact, "old"), from_bytes(same.artifact, "changed")

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
+from sklearn.linear_model import Ridge
 
 from forecast_service import model as linear
 from forecast_service.artifact import VERSION_DIGITS
@@ -113,6 +114,32 @@ def test_each_family_comes_back_as_it_was_and_the_same_model_gives_the_same_byte
     assert to_bytes(again, "2025-07-02", SCORES) == data
 
 
+@pytest.mark.parametrize("family", [families.LINEAR, *families.FAMILIES])
+def test_fitting_twice_gives_the_same_artifact(fitted, series, family):
+    """So one with another checksum is another model."""
+    again = families.fit(family, "shop", series[:-HOLDOUT_DAYS], "2025-07-02").model
+    assert to_bytes(again, "", SCORES) == to_bytes(fitted[family].model, "", SCORES)
+
+
+@pytest.mark.parametrize("returned", [graph(), None, "graph"], ids=["proto", "none", "text"])
+def test_a_family_that_returns_no_bytes_is_named(series, monkeypatch, returned):
+    monkeypatch.setitem(families.FAMILIES, "mine", lambda lags, future: returned)
+    said = f"the family mine returned {type(returned).__name__}, and not bytes: .*Serialize"
+    with pytest.raises(ValueError, match=said):
+        families.fit("mine", "shop", series, "")
+
+
+def test_an_estimator_becomes_a_family_as_the_template_says(series, monkeypatch):
+    def ridge(lags: np.ndarray, future: np.ndarray) -> bytes:
+        estimator = Ridge().fit(*families.standardize(lags, future))
+        return families.around_level(families.convert(estimator)).SerializeToString()
+
+    monkeypatch.setitem(families.FAMILIES, "ridge", ridge)
+    model = families.fit("ridge", "shop", series[:-HOLDOUT_DAYS], "").model
+    scores = linear.score(model, series)
+    assert scores.mase < scores.naive_mase
+
+
 def test_any_safetensors_reader_sees_of_what_kind_it_is_and_how_it_scored(fitted):
     data = to_bytes(fitted["nearest weeks"].model, "2025-07-02", SCORES)
     about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -130,9 +157,9 @@ def test_a_family_beats_last_weeks_values_and_its_interval_holds(fitted, series,
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_graph_forecasts_what_the_estimator_does(series, monkeypatch, family):
     """Scaled by hand, and asked in double precision."""
-    estimators, convert = [], families._convert
+    estimators, convert = [], families.convert
     monkeypatch.setattr(
-        families, "_convert", lambda e, *rest: estimators.append(e) or convert(e, *rest)
+        families, "convert", lambda e, *rest: estimators.append(e) or convert(e, *rest)
     )
     lags, future = windows(series[:400])
     model = OnnxForecaster(families.FAMILIES[family](lags, future), HALF_WIDTH)
@@ -151,8 +178,8 @@ def test_distances_by_onnxruntimes_own_operator_take_a_fraction_of_the_time(seri
         model = OnnxForecaster(families.nearest_weeks(lags, future), HALF_WIDTH)
         return np.median(timeit.repeat(lambda: model.predict(lags[0]), number=1, repeat=50))
 
-    own_s, convert = typical_s(), families._convert
-    monkeypatch.setattr(families, "_convert", lambda estimator, _: convert(estimator))
+    own_s, convert = typical_s(), families.convert
+    monkeypatch.setattr(families, "convert", lambda estimator, _: convert(estimator))
     assert typical_s() > 5 * own_s
 
 
