@@ -102,6 +102,10 @@ def test_a_service_that_keeps_the_contract_passes(serve):
         [*COMMAND, url, "--customer", CUSTOMER], cwd=CONTENT, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stdout
+    *checks, untried, count = done.stdout.decode().splitlines()
+    assert untried == "--  checks tokens: not tried, TENANT_TOKEN is not set"
+    assert all(check.startswith("ok  ") for check in checks) and "checks tokens" not in str(checks)
+    assert count == f"{len(checks)} of {len(checks)} as the contract says"
 
 
 def edit(status: int, wanted: Callable[[dict], object]) -> Change:
@@ -132,6 +136,16 @@ def drop(header: str, value: str | None = None) -> Change:
         headers = dict(response.headers)
         if header in headers:
             headers[header] = value or ""
+        return response.status_code, headers, body
+
+    return change
+
+
+def leave_out(header: str) -> Change:
+    """Send answers without a header."""
+
+    def change(request: Request, response: Response, body: bytes) -> tuple[int, dict, bytes]:
+        headers = {name: value for name, value in response.headers.items() if name != header}
         return response.status_code, headers, body
 
     return change
@@ -241,6 +255,9 @@ def test_a_service_with_tokens_is_asked_with_one(serve, monkeypatch):
     assert off(url) == {"forecasts"}, "without a token there is nothing to check"
     monkeypatch.setenv("TENANT_TOKEN", "secret")
     assert off(url) == set()
+    monkeypatch.setattr(check_service, "CHECKS", [check_service.checks_tokens])
+    assert off(serve(leave_out("www-authenticate"), token="secret")) == {"checks_tokens"}
+    assert off(serve(answer(401, 403), token="secret")) == {"checks_tokens"}
     monkeypatch.setenv("TENANT_TOKEN", "any")
     assert "checks_tokens" in off(serve())
 
