@@ -43,7 +43,6 @@ def last_week(lags, future):
     return helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
 
 
-FAMILIES.clear()
 FAMILIES["last week"] = last_week
 '''
 SHOPS, DAYS, YOUNG_DAYS = 6, 500, 50
