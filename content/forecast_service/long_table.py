@@ -478,7 +478,10 @@ def _put_zeros(name: str, dates: np.ndarray, series: np.ndarray) -> Iterator[Pro
 def _close_gaps(
     name: str, dates: np.ndarray, series: np.ndarray, longest_days: int, most_days_late: int
 ) -> list[Problem]:
-    """Fill the short gaps of a customer's counts in place, and drop the days before a long one."""
+    """Fill the short gaps of a customer's counts in place, and drop the days before a long one.
+
+    Left out is who ended, or lacks a whole weekday.
+    """
     known = np.flatnonzero(np.isfinite(series))
     if not known.size:
         return [Problem(name, "has no values", "fill them in, or take the customer out", True)]
