@@ -6,11 +6,12 @@ import numpy as np
 
 from forecast_service.errors import ServiceError
 from forecast_service.judge import Judgement, judge
-from forecast_service.mend import TRIAL_DAYS, Trial, mend
+from forecast_service.mend import TRIAL_DAYS, YEAR_DAYS, Trial, mend
 from forecast_service.model import check_series
 from forecast_service.versions import Versions
 
 DAY = np.timedelta64(1, "D")
+MOST_LEVEL_CHANGE = 3  # times: counts that come are within it of a year's mean, or in doubt
 
 
 class Outcome(NamedTuple):
@@ -18,6 +19,7 @@ class Outcome(NamedTuple):
 
     judgement: Judgement
     trial: Trial | None  # what is best of it serves now; None if a model has seen the days for it
+    doubt: str = ""  # why the days for a trial were not used, which names the customer
 
 
 async def keep_up_customer(
@@ -27,7 +29,7 @@ async def keep_up_customer(
 
     There is a trial if neither of the two models has seen the last TRIAL_DAYS. So the same counts
     lead to the same model, however often this runs, and whichever of two models serves after a
-    roll-back stays for that many days.
+    roll-back stays for that many days. Nor is there one on counts that doubt_level() doubts.
 
     Returns what was found, or why nothing was: the model that served goes on then.
     """
@@ -48,6 +50,8 @@ async def keep_up_customer(
     judgement = judge(served, counts, until)
     if unseen_days < TRIAL_DAYS:
         return Outcome(judgement, None)
+    if doubt := doubt_level(counts):
+        return Outcome(judgement, None, f"{customer_id}: {doubt}")
     winner, trial = mend(served[0], counts, until)
     if winner:
         try:
@@ -55,3 +59,19 @@ async def keep_up_customer(
         except ServiceError as error:
             return f"{customer_id}: a better model could not be stored: {error}"
     return Outcome(judgement, trial)
+
+
+def doubt_level(counts: np.ndarray) -> str:
+    """Say why a trial on the last TRIAL_DAYS of a series, shape (days,), shows nothing, or "".
+
+    Where a counter begins to miss most of what passes, whatever learns from its errors wins: the
+    trial is as wrong as they are. Values below zero are no counts, and have no such level.
+    """
+    before, last = counts[-TRIAL_DAYS - YEAR_DAYS : -TRIAL_DAYS].mean(), counts[-TRIAL_DAYS:].mean()
+    if counts.min() < 0 or before / MOST_LEVEL_CHANGE <= last <= before * MOST_LEVEL_CHANGE:
+        return ""
+    level = f"at {last / before:.0%} of the year before" if before else "the first that are not 0"
+    return (
+        f"its last {TRIAL_DAYS} days are {level}: if that is real, train it anew; if not, correct "
+        "the actuals"
+    )

@@ -36,6 +36,11 @@ MOST_NAMED = 10  # customers in a list
 KEPT_UP, SOME_NOT, NOTHING_DONE, ANOTHER_AT_WORK = range(4)  # exit codes
 
 
+def why_not(found: Outcome | str) -> str:
+    """Return why a customer was not kept up, or ""."""
+    return found if isinstance(found, str) else found.doubt
+
+
 def summarize(
     outcomes: Mapping[str, Outcome | str],
     until: str,
@@ -54,12 +59,14 @@ def summarize(
     found = {called[name]: one for name, one in outcomes.items() if isinstance(one, Outcome)}
     reasons = sorted(
         f"{called[name]}: {reason.removeprefix(f'{name}: ')}"
-        for name, reason in outcomes.items()
-        if isinstance(reason, str)
+        for name, one in outcomes.items()
+        if (reason := why_not(one))
     )
-    lines = [f"{until}: {len(found)} of {len(outcomes)} customers kept up"]
+    lines = [f"{until}: {len(outcomes) - len(reasons)} of {len(outcomes)} customers kept up"]
     if found:
-        best = Counter(one.trial.best if one.trial else "untried" for one in found.values())
+        best = Counter(
+            one.trial.best if one.trial else "untried" for one in found.values() if not one.doubt
+        )
         lines.append(
             f"recalibrated {best['recalibrated']}, refitted {best['refitted']}, "
             f"kept {best['champion']}, too new for a trial {best['untried']}"
@@ -146,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem.guessed and problem.customer in table.names
     ]
     print(summarize(outcomes, until, names, guesses))
-    return SOME_NOT if any(isinstance(found, str) for found in outcomes.values()) else KEPT_UP
+    return SOME_NOT if any(map(why_not, outcomes.values())) else KEPT_UP
 
 
 if __name__ == "__main__":

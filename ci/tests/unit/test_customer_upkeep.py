@@ -9,8 +9,13 @@ from store_suite import run
 
 from forecast_service import store as store_module
 from forecast_service.artifact import to_bytes
-from forecast_service.customer_upkeep import Outcome, keep_up_customer
-from forecast_service.mend import TRIAL_DAYS, refit
+from forecast_service.customer_upkeep import (
+    MOST_LEVEL_CHANGE,
+    Outcome,
+    doubt_level,
+    keep_up_customer,
+)
+from forecast_service.mend import TRIAL_DAYS, YEAR_DAYS, mend, refit
 from forecast_service.model import ForecastModel
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
@@ -127,6 +132,59 @@ def test_actuals_that_end_before_the_model_does_are_said(versions, counts):
     end = UNTIL - SINCE - 1
     reason = keep_up(versions, counts[: -SINCE - 1], end)
     assert f"end on {end}, and a model of it has seen {UNTIL - SINCE}" in reason
+
+
+@pytest.mark.parametrize("days", [60, 90])
+def test_a_feed_that_goes_on_with_a_tenth_of_the_counts_makes_no_model(versions, footfall, days):
+    """Its challengers would win: they have learned from the same wrong counts."""
+    counts = footfall[2][0].astype(float)
+    good = refit(NAME, counts[:-days], str(UNTIL - days))
+    run(versions.serving.write(NAME, to_bytes(good, NO_SCORES)))
+    counts[-days:] = np.round(counts[-days:] / 10)
+    assert mend(good, counts, str(UNTIL))[1].best != "champion", "the guard is not needed"
+    before = stored(versions)
+    outcome = keep_up(versions, counts)
+    assert outcome.trial is None and stored(versions) == before
+    assert outcome.judgement.error > 0
+    assert outcome.doubt.startswith(f"{NAME}: its last 28 days are at 2")
+    assert outcome.doubt.endswith("train it anew; if not, correct the actuals")
+    good = refit(NAME, counts[:-1], str(UNTIL - 1))
+    run(versions.serving.write(NAME, to_bytes(good, NO_SCORES)))
+    assert keep_up(versions, counts).doubt == "", "it was trained anew, and no trial is due"
+
+
+@pytest.mark.parametrize(
+    "change, doubted",
+    [
+        (1, False),
+        (MOST_LEVEL_CHANGE * 0.98, False),
+        (MOST_LEVEL_CHANGE * 1.02, True),
+        (1 / MOST_LEVEL_CHANGE * 1.02, False),
+        (1 / MOST_LEVEL_CHANGE * 0.98, True),
+        (0, True),
+    ],
+)
+def test_a_level_is_doubted_beyond_so_many_times_that_of_the_year_before(change, doubted):
+    series = np.concatenate(
+        [np.full(500, 9e5), np.full(YEAR_DAYS, 100.0), np.full(TRIAL_DAYS, 100)]
+    )
+    series[-TRIAL_DAYS:] *= change
+    assert bool(doubt_level(series)) == doubted
+
+
+def test_a_level_of_nothing_is_none_and_values_below_zero_have_none():
+    zeros = np.zeros(YEAR_DAYS)
+    assert doubt_level(np.append(zeros, np.zeros(TRIAL_DAYS))) == ""
+    assert "the first that are not 0" in doubt_level(np.append(zeros, np.ones(TRIAL_DAYS)))
+    assert doubt_level(np.append(zeros - 1, np.ones(TRIAL_DAYS))) == ""
+
+
+def test_a_real_fleet_has_no_level_in_doubt_at_the_end_of_any_month(footfall):
+    _, dates, counts = footfall
+    for month in np.arange("2025-01", "2026-01", dtype="datetime64[M]"):
+        until = dates.searchsorted((month + 1).astype("datetime64[D]"))
+        doubted = [series for series in counts[:, :until] if doubt_level(series)]
+        assert not doubted, f"{len(doubted)} of {len(counts)} customers at the end of {month}"
 
 
 def test_a_damaged_model_is_said(versions, counts):
