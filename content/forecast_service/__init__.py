@@ -3,7 +3,7 @@
 Imports run downwards only:
 
     upkeep                            the command that keeps forecasts good
-    fleet_upkeep                      all customers, in Ray tasks
+    fleet_upkeep  upkeep_report       all customers, in Ray tasks; what was found
     customer_upkeep  lease            one of them; one process at a time
     judge  versions                   how forecasts did; what served before
     mend  long_table                  a model made anew, and its trial; a table, as series

@@ -20,6 +20,7 @@ class Outcome(NamedTuple):
     judgement: Judgement
     trial: Trial | None  # what is best of it serves now; None if a model has seen the days for it
     doubt: str = ""  # why the days for a trial were not used, which names the customer
+    versions: tuple[str, ...] = ()  # of the model that serves now, and of the previous one
 
 
 async def keep_up_customer(
@@ -47,18 +48,19 @@ async def keep_up_customer(
             f"{customer_id}: the actuals end on {until}, and a model of it has seen {seen}: give "
             "those until then"
         )
-    judgement = judge(served, counts, until)
+    judgement, there = judge(served, counts, until), tuple(model.version for model in served)
     if unseen_days < TRIAL_DAYS:
-        return Outcome(judgement, None)
+        return Outcome(judgement, None, versions=there)
     if doubt := doubt_level(counts):
-        return Outcome(judgement, None, f"{customer_id}: {doubt}")
+        return Outcome(judgement, None, f"{customer_id}: {doubt}", there)
     winner, trial = mend(served[0], counts, until)
     if winner:
         try:
-            await versions.promote(winner)
+            winner = await versions.promote(winner)
         except ServiceError as error:
             return f"{customer_id}: a better model could not be stored: {error}"
-    return Outcome(judgement, trial)
+        there = winner.version, there[0]
+    return Outcome(judgement, trial, versions=there)
 
 
 def doubt_level(counts: np.ndarray) -> str:

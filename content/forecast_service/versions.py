@@ -35,14 +35,18 @@ class Versions:
             return models
         return models
 
-    async def promote(self, model: ForecastModel) -> None:
+    async def promote(self, model: ForecastModel) -> ForecastModel:
         """Let a model serve its customer, and keep the one that served so far.
 
-        Killed in between, it leaves that one in both places.
+        Returns it as it is stored, with its version. Killed in between, this leaves the one that
+        served in both places.
         """
+        data = to_bytes(model, NO_SCORES)
+        stored = from_bytes(data, model.customer_id)
         served = await self.serving.read(model.customer_id)
         await self._previous.write(model.customer_id, served.data)
-        await self.serving.write(model.customer_id, to_bytes(model, NO_SCORES))
+        await self.serving.write(model.customer_id, data)
+        return stored
 
     async def roll_back(self, customer_id: str) -> ForecastModel:
         """Let the previous model serve, which is returned, and keep the other in its place.

@@ -5,6 +5,7 @@ two models, a lease and a table take is tested in ci/tests/unit.
 """
 
 import asyncio
+import csv
 import json
 import os
 import socket
@@ -14,23 +15,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+import ray
 from live_service import CONTENT, FAST, SERVICE, artifact_of, right_answer
 from ray import serve
+from ray.exceptions import RayTaskError, TaskCancelledError
 
+from forecast_service import fleet_upkeep
 from forecast_service.artifact import from_bytes, to_bytes
 from forecast_service.customer_upkeep import Outcome
+from forecast_service.errors import StoreUnavailableError
 from forecast_service.fleet_upkeep import keep_up
-from forecast_service.judge import Judgement
+from forecast_service.judge import ALARM_P
 from forecast_service.lease import FOLDER, Lease, LeaseHeldError
 from forecast_service.long_table import as_customer_id
 from forecast_service.model import LAGS, fit
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
-from forecast_service.upkeep import main, summarize
+from forecast_service.upkeep import main
 from forecast_service.versions import NO_SCORES, PREVIOUS
 from lab.chapter import NAMED
 from lab.serving import wait_until
@@ -43,6 +49,8 @@ TIMEOUT_S = 120
 RATE = 40  # requests per second
 MODEL = "model.safetensors"
 HEADER = "customer,date,value\n"
+MENDED = "recalibrated", "refitted"
+LOST = "the lease has run out: another process may be at work by now"
 pytestmark = pytest.mark.skipif(FAST, reason="is the same behind either ingress")
 
 
@@ -283,6 +291,42 @@ def test_what_is_wrong_with_some_is_said_and_the_others_are_kept_up(
         assert after[f"{name}/{MODEL}"] == january[name]
 
 
+def test_the_report_says_who_was_promoted_and_what_serves(
+    settings, folder, actuals, january, upkeep, tmp_path
+):
+    report = tmp_path / "report.csv"
+    code, said, _ = upkeep(actuals, "--report", report)
+    with report.open(newline="") as file:
+        rows = {row["customer"]: row for row in csv.DictReader(file)}
+    assert code == 0 and rows.keys() == january.keys()
+    promoted = {name for name, row in rows.items() if row["outcome"] in MENDED}
+    assert promoted == {path.parent.name for path in folder.glob(f"*/{PREVIOUS}")} and promoted
+    for name, row in rows.items():
+        there = [folder / name / MODEL, folder / name / PREVIOUS]
+        versions = [from_bytes(path.read_bytes(), name).version for path in there if path.exists()]
+        assert [row["serving"], row["previous"]] == [*versions, ""][:2]
+        assert float(row["error"]) > 0 and 0 <= float(row["coverage"]) <= 1 and not row["reason"]
+    chances = [float(row["chance"]) for row in rows.values()]
+    assert f"alarm: {sum(chance <= ALARM_P for chance in chances)} " in said
+    before = stored(folder)
+    code, _, faults = upkeep(actuals, "--report", tmp_path / "missing" / "report.csv")
+    assert code == 2 and "missing" in faults and stored(folder) == before
+
+
+def test_one_row_a_day_ahead_is_said_where_it_stops_everybody(
+    settings, folder, actuals, until, january, upkeep, tmp_path
+):
+    ahead = tmp_path / "ahead.csv"
+    ahead.write_text(f"{HEADER}{NAMED[0]},{np.datetime64(until) + 1},300\n")
+    code, said, _ = upkeep(actuals, ahead)
+    assert code == 1 and f"1 of {FLEET} customers kept up" in said
+    assert said.splitlines()[-1] == (
+        f"most of the tables end on {until}; rows after it are of few customers: take them out"
+    )
+    ahead.unlink()
+    assert "most of the tables end" not in upkeep(actuals)[1]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -314,6 +358,8 @@ def test_without_polars_it_says_what_to_install(settings, upkeep, monkeypatch):
     assert faults == (
         "reading tables takes polars: pip install -r chapters/requirements_09_keep_good.txt\n"
     )
+    code, _, faults = upkeep("--roll-back", NAMED[0])
+    assert code == 1 and f"no previous model of {NAMED[0]}" in faults, "a roll-back takes no tables"
 
 
 def test_it_rolls_back_each_of_whom_it_is_asked_for_and_names_the_others(
@@ -327,6 +373,90 @@ def test_it_rolls_back_each_of_whom_it_is_asked_for_and_names_the_others(
     assert code == 1 and f"no previous model of {kept}" in faults
     assert said.startswith(f"{promoted}: ") and f"of the days until {MADE}" in said
     assert (folder / promoted / MODEL).read_bytes() == january[promoted]
+
+
+def test_while_another_is_at_work_nothing_is_rolled_back(settings, folder, expected, upkeep):
+    promoted = next(Path(name).parent.name for name in expected if name.endswith(PREVIOUS))
+    for name in f"{promoted}/{MODEL}", f"{promoted}/{PREVIOUS}":
+        (folder / name).write_bytes(expected[name])
+    before = stored(folder)
+    with Lease(settings).held():
+        code, said, faults = upkeep("--roll-back", promoted)
+    assert (code, said) == (3, "") and "nothing done: process " in faults
+    assert stored(folder) == before
+    assert upkeep("--roll-back", promoted)[0] == 0
+
+
+def test_a_run_whose_lease_is_lost_stops_half_way(settings, actuals, upkeep, monkeypatch):
+    """Another one finds it over, as after a long sleep of this machine."""
+    monkeypatch.setenv("STORE_ADDED_DELAY_S", "0.2")
+    renew, running = Lease.renew, []
+
+    async def renew_too_late(lease: Lease) -> None:
+        lease._until_s = 0
+        await renew(lease)
+
+    class WatchedRay:
+        """Ray, and what it is asked to cancel."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(ray, name)
+
+        def cancel(self, task: ray.ObjectRef) -> None:
+            running.append(task)
+            ray.cancel(task)
+
+    monkeypatch.setattr(Lease, "renew", renew_too_late)
+    monkeypatch.setattr(fleet_upkeep, "ray", WatchedRay())
+    monkeypatch.setattr(fleet_upkeep, "TURNS", 1000)
+    code, said, faults = upkeep(actuals)
+    assert (code, said) == (3, "")
+    assert faults == "stopped half-way: " + LOST + "\n"
+    ended, still = ray.wait(running, num_returns=len(running), timeout=0)
+    assert ended and not still, "a task works on without a lease"
+    for task in ended:
+        with pytest.raises((TaskCancelledError, RayTaskError)):
+            ray.get(task)
+    monkeypatch.undo()
+    with Lease(settings).held():
+        pass  # it was given back
+
+
+def test_a_worker_that_dies_is_said_in_a_line_and_ends_the_run(
+    settings, actuals, upkeep, monkeypatch
+):
+    @ray.remote(max_retries=0)
+    def die(*_: object) -> None:
+        os._exit(1)
+
+    monkeypatch.setattr(fleet_upkeep, "_keep_up_batch", die)
+    code, said, faults = upkeep(actuals)
+    assert code == 2 and "kept up" not in said and "Traceback" not in faults
+    (line,) = (line for line in faults.splitlines() if line.startswith("stopped half-way: "))
+    assert "The worker died unexpectedly" in line
+    with Lease(settings).held():
+        pass  # it was given back
+
+
+def test_a_store_that_fails_while_a_run_renews_its_lease_does_not_end_it(monkeypatch, caplog):
+    """Two turns of a stand-in for Ray; a third would be too many."""
+    turns = [(["a"], ["b"]), (["a"], ["b"]), (["a", "b"], [])]
+    stand_in = SimpleNamespace(
+        wait=lambda pending, **_: turns.pop(0),
+        get=lambda batches: [{name: name} for name in batches],
+    )
+    tries = []
+
+    class Unlucky:
+        async def renew(self) -> None:
+            tries.append(len(tries))
+            if len(tries) == 1:
+                raise StoreUnavailableError("no answer")
+
+    monkeypatch.setattr(fleet_upkeep, "ray", stand_in)
+    found = fleet_upkeep._wait_for(["a", "b"], Unlucky(), 1)
+    assert found == {"a": "a", "b": "b"} and tries == [0, 1]
+    assert "the lease was not renewed: no answer" in caplog.text
 
 
 @pytest.fixture
@@ -380,20 +510,3 @@ def test_the_service_answers_all_the_while_with_the_old_model_or_the_new_one(
     for answer in load.answers:
         assert answer.status == 200
         assert answer.body in (before[answer.customer_id], after[answer.customer_id])
-
-
-def test_a_summary_of_nobody_and_of_those_who_are_too_new_says_so(session_dir):
-    nan = np.full(56, np.nan)
-    new = Outcome(Judgement(np.nan, np.nan, nan), None)
-    assert "too new for a trial 1" in summarize({"a": new}, "2025-12-31")
-    said = summarize({f"c{number}": f"c{number}: gone" for number in range(12)}, "2025-12-31")
-    assert "0 of 12 customers kept up" in said and "and 2 more" in said
-
-
-def test_a_summary_calls_customers_as_the_tables_do_and_is_short():
-    names = {"e5ba97": "店", "a": "a"}
-    guesses = [f"c{number}: lacks 1 day" for number in range(470)]
-    said = summarize({"e5ba97": "e5ba97: gone", "a": "a: gone"}, "2025-12-31", names, guesses)
-    assert "  e5ba97 (店): gone" in said and "  a: gone" in said
-    assert "days that the tables lack: 470" in said and "and 460 more" in said
-    assert len(said.splitlines()) < 20

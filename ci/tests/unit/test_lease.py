@@ -1,13 +1,15 @@
 """A lease, by a clock that the test moves. What any store has to do for it is in store_suite.py."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from store_suite import run
 
 from forecast_service import lease as lease_module
-from forecast_service.errors import UnknownCustomerError
+from forecast_service import store as store_module
+from forecast_service.errors import StoreUnavailableError, UnknownCustomerError
 from forecast_service.lease import FOLDER, LEASE_S, Lease, LeaseHeldError
 from forecast_service.settings import StoreSettings
 from forecast_service.store import ModelStore
@@ -37,6 +39,20 @@ def clock(monkeypatch) -> Clock:
 @pytest.fixture
 def settings(tmp_path) -> StoreSettings:
     return StoreSettings(model_store=str(tmp_path))
+
+
+@pytest.fixture
+def refuse_writes(monkeypatch) -> Callable[[bool], None]:
+    """Let a store take nothing more, and again what comes."""
+    put, refused = store_module.obstore.put_async, [False]
+
+    async def put_or_fail(*arguments, **options):
+        if refused[0]:
+            raise OSError("no space left on device")
+        return await put(*arguments, **options)
+
+    monkeypatch.setattr(store_module.obstore, "put_async", put_or_fail)
+    return lambda on: refused.__setitem__(0, on)
 
 
 def leases(settings: StoreSettings) -> list[Path]:
@@ -75,6 +91,59 @@ def test_renewed_too_late_it_is_lost_even_if_nobody_else_wanted_it(settings, clo
     run(lease.acquire())
     clock.now_s += LEASE_S
     with pytest.raises(LeaseHeldError, match="has run out"):
+        run(lease.renew())
+
+
+def test_what_the_store_did_not_take_is_no_renewal_and_may_be_tried_again(
+    settings, clock, refuse_writes
+):
+    lease = Lease(settings)
+    run(lease.acquire())
+    clock.now_s += LEASE_S * 0.5
+    refuse_writes(True)
+    with pytest.raises(StoreUnavailableError):
+        run(lease.renew())
+    refuse_writes(False)
+    clock.now_s += LEASE_S * 0.4
+    run(lease.renew())
+    clock.now_s += LEASE_S * 0.9
+    refuse_writes(True)
+    with pytest.raises(StoreUnavailableError):
+        run(lease.renew())
+    refuse_writes(False)
+    clock.now_s += LEASE_S * 0.2
+    with pytest.raises(LeaseHeldError, match="has run out"):
+        run(lease.renew())
+
+
+def test_it_is_held_for_a_block_whatever_ends_that(settings, clock):
+    with pytest.raises(KeyError), Lease(settings).held():
+        with pytest.raises(LeaseHeldError):
+            run(Lease(settings).acquire())
+        raise KeyError
+    with Lease(settings).held():
+        pass
+
+
+def test_a_lease_that_cannot_be_given_back_is_logged_and_ends_by_itself(
+    settings, clock, refuse_writes, caplog
+):
+    with Lease(settings).held():
+        refuse_writes(True)
+    assert f"the lease was not given back, and ends in up to {LEASE_S} s: " in caplog.text
+    refuse_writes(False)
+    with pytest.raises(LeaseHeldError):
+        run(Lease(settings).acquire())
+    clock.now_s += LEASE_S + 1
+    run(Lease(settings).acquire())
+
+
+def test_a_holder_who_finds_no_lease_at_all_does_not_renew_it(settings, clock):
+    lease = Lease(settings)
+    run(lease.acquire())
+    for path in leases(settings):
+        path.unlink()
+    with pytest.raises(LeaseHeldError, match="another process is at work"):
         run(lease.renew())
 
 
