@@ -12,22 +12,23 @@ from forecast_service.upkeep_report import COLUMNS, summarize, write_report
 WEEKS = REFERENCE_WEEKS + WINDOW_WEEKS
 
 
-def outside(last: float) -> np.ndarray:
-    """Return the share outside by week: as expected, and then `last`."""
-    before = np.random.default_rng(0).uniform(0.1, 0.3, REFERENCE_WEEKS)
-    return np.append(before, np.full(WINDOW_WEEKS, last))
+def outside(seed: int, worse: float = 0) -> np.ndarray:
+    """Return the share outside by week, in the last weeks by so much more than before."""
+    weeks = np.random.default_rng(seed).uniform(0.1, 0.3, WEEKS)
+    weeks[-WINDOW_WEEKS:] += worse
+    return weeks
 
 
 KEPT, REFITTED = Trial(1.0, 2.0, 3.0), Trial(3.0, 2.0, 1.0)
 FLEET: dict[str, Outcome | str] = {
-    "a": Outcome(Judgement(0.9, 0.8, outside(0.2)), KEPT, versions=("a1",)),
-    "b": Outcome(Judgement(0.8, 0.81, outside(0.19)), REFITTED, versions=("b2", "b1")),
-    "c": Outcome(Judgement(1.9, 0.1, outside(0.9)), KEPT, versions=("c1",)),
-    "d": Outcome(Judgement(0.7, 0.8, outside(0.2)), None, "d: is in doubt", ("d1",)),
+    "a": Outcome(Judgement(0.9, 0.8, outside(1)), KEPT, versions=("a1",)),
+    "b": Outcome(Judgement(0.8, 0.81, outside(2)), REFITTED, versions=("b2", "b1")),
+    "c": Outcome(Judgement(1.9, 0.1, outside(3, worse=0.6)), KEPT, versions=("c1",)),
+    "d": Outcome(Judgement(0.7, 0.8, outside(4)), None, "d: is in doubt", ("d1",)),
     "e": Outcome(Judgement(np.nan, np.nan, np.full(WEEKS, np.nan)), None, versions=("e1",)),
     "f": "f: has no model",
 } | {
-    f"g{number}": Outcome(Judgement(0.9, 0.8, outside(0.2)), KEPT, versions=("g1",))
+    f"g{number}": Outcome(Judgement(0.9, 0.8, outside(5 + number)), KEPT, versions=("g1",))
     for number in range(20)
 }
 
