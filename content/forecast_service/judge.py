@@ -1,4 +1,4 @@
-"""Judge what was served by what came, and find the customers whose forecasts went wrong alone."""
+"""Compare what was served with what happened, and find those for whom it is unusually bad."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,8 +53,10 @@ def judge(
 
     Each day was forecast on each of the HORIZON days before. `served` are the models that the store
     has of the customer, the one that serves first: each forecast is made anew by the first that was
-    there by then. The weeks before are the reference: not what was served, but what such models
-    would have forecast without having seen it, within the interval of the one that is judged most.
+    there by then, from the counts as they are known now. The weeks before are the reference: not
+    what was served, but what weights made in the same way would have forecast without having seen
+    it, within the interval of the model that is judged most. That interval was measured on some of
+    those weeks, and holds more often there than elsewhere.
     """
     made = weeks * SEASON + HORIZON - 1  # windows, of which the last end after the series
     lags, future = (part[-made:] for part in windows(np.append(counts, [np.nan] * (HORIZON - 1))))
@@ -85,13 +87,16 @@ def judge(
 
 
 def alarm_p(outside: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return how likely each customer's last WINDOW_WEEKS are by chance, shape (customers,).
+    """Return how unusual each customer's last WINDOW_WEEKS are for it, shape (customers,).
 
     `outside`, shape (customers, weeks), is the share of forecasts outside their intervals. The
     fleet's mean of each week is taken off: a holiday is everybody's. What is left of a customer's
-    weeks is permuted: if nothing has changed, any WINDOW_WEEKS of them could be the last. Returned
-    is the share of PERMUTATIONS, the real order counted as one, whose last weeks are no better than
-    the real ones; NaN for a customer of whom a week is not known.
+    weeks is permuted. Returned is the share of PERMUTATIONS, the real order counted as one, whose
+    last weeks are no better than the real ones; NaN for a customer of whom a week is not known.
+
+    It would be how likely such weeks are by chance, were weeks independent. They are not: a bad one
+    is followed by a bad one, and low values come several times as often as they say. So they tell
+    where to look first, not that something broke.
     """
     p = np.full(len(outside), np.nan)
     known = ~np.isnan(outside).any(axis=1)

@@ -1,4 +1,4 @@
-"""Make a served model anew, and find out whether the new one is better on days that neither saw."""
+"""Make a served model anew, and find out if the new one is better on days that neither saw."""
 
 import math
 from dataclasses import replace
@@ -30,8 +30,8 @@ class Trial(NamedTuple):
     """
 
     champion: float  # as it is served
-    recalibrated: float  # its weights, a new interval
-    refitted: float  # new weights, a new interval
+    recalibrated: float  # its weights, with the interval of the new ones
+    refitted: float  # new weights, and their interval
 
     @property
     def best(self) -> str:
@@ -44,8 +44,8 @@ def cross_fitted_errors(lags: np.ndarray, future: np.ndarray, last: int = YEAR_D
 
     The windows, of shapes (n, LAGS) and (n, HORIZON), begin a day apart. The `last` of them are cut
     into BLOCKS, and each is forecast by a regression on those windows that share no day with what
-    is forecast in it (Barber et al., 2021, "Predictive inference with the jackknife+"). The errors
-    have the shape (at most `last`, HORIZON).
+    is forecast in it: those before, and those after. The errors have the shape (at most `last`,
+    HORIZON).
     """
     count = len(lags)
     edges = np.linspace(max(count - last, 0), count, BLOCKS + 1).astype(int)
@@ -61,7 +61,8 @@ def cross_fitted_errors(lags: np.ndarray, future: np.ndarray, last: int = YEAR_D
 def conformal_half_width(errors: np.ndarray, levels: np.ndarray, level: float) -> np.ndarray:
     """Return the half width of an interval, shape (HORIZON,), after LAGS days of a mean `level`.
 
-    It is the conformal quantile of absolute errors, shape (n, HORIZON), made where that mean was
+    It is the quantile of absolute errors, shape (n, HORIZON), at the rank that split conformal
+    prediction takes. They were made where that mean was
     `levels`, shape (n,). The spread of counts grows with the root of their level, and errors are
     compared by that: a customer who has grown since gets a wider interval.
     """
@@ -76,6 +77,10 @@ def honest_half_width(counts: np.ndarray) -> np.ndarray:
 
     No day is left to measure the errors of its very weights on: those of cross_fitted_errors() are
     of weights that are made the same way, each from nearly all days, and never from those judged.
+    A quantile of them around one model is the simpler relative of CV+ (Barber et al., 2021,
+    "Predictive inference with the jackknife+"), without its guarantee. And those weights have seen
+    days after the ones they are judged on, which weights that serve have not: how often such an
+    interval holds is to be measured.
     """
     lags, future = windows(counts)
     errors = cross_fitted_errors(lags, future)
@@ -97,6 +102,9 @@ def refit(customer_id: str, counts: np.ndarray, trained_until: str) -> ForecastM
 def recalibrate(model: ForecastModel, counts: np.ndarray, until: str) -> ForecastModel:
     """Return a model with its weights, and honest_half_width() after a series that ends `until`.
 
+    The interval is that of weights made anew, as refit() has it: what it measures is not the
+    model's own errors.
+
     Raises ValueError: as refit().
     """
     counts = check_series(model.customer_id, counts)
@@ -106,10 +114,10 @@ def recalibrate(model: ForecastModel, counts: np.ndarray, until: str) -> Forecas
 def interval_scores(forecast: Forecast, future: np.ndarray) -> np.ndarray:
     """Return the interval score of each forecast, of the shape of `future`: less is better.
 
-    It is the width of the interval, and for a day outside its distance from there, as many times
-    over as a miss is promised to be rare (Gneiting & Raftery, 2007, "Strictly Proper Scoring Rules,
-    Prediction, and Estimation"). On average neither an interval that is too wide gains by it, nor
-    one that is too narrow.
+    It is the width of the interval, plus 2 / (1 - COVERAGE) = 10 times the distance by which a day
+    falls outside (Gneiting & Raftery, 2007, "Strictly Proper Scoring Rules, Prediction, and
+    Estimation"). On average neither an interval that is too wide gains by it, nor one that is too
+    narrow.
     """
     below, above = forecast.lower - future, future - forecast.upper
     outside = np.maximum(np.maximum(below, above), 0)
@@ -124,7 +132,7 @@ def mend(
     `counts`, shape (days,), end on the day `until`, and the champion must not have seen their last
     TRIAL_DAYS. Challengers are made without those days, and compared with it on them. The best is
     made anew, the same way, from all days: so its own weights are not those that were compared, but
-    those of four more weeks.
+    those of four more weeks. A trial is as good as its days: if they are wrong, so is the winner.
 
     Raises ValueError: as refit().
     """

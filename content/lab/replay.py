@@ -97,7 +97,7 @@ class Replay:
         for row, model in enumerate(models):
             self._serve(row, model, 0)
 
-    def keep_up(self, how: How, day: int, rows: Iterable[int] | None = None) -> None:
+    def keep_up(self, how: How, day: int, rows: Iterable[int] | None = None) -> "Replay":
         """Make models for all customers, or some, of all that is known as a day begins."""
         rows = range(len(self.models)) if rows is None else list(rows)
         end = self.start + day
@@ -108,6 +108,7 @@ class Replay:
             if made.model is not None:
                 self.promoted += 1
                 self._serve(row, made.model, day)
+        return self
 
     def monthly(self, how: How) -> "Replay":
         """Keep all customers up on the first day of each further month of the year."""
@@ -169,15 +170,17 @@ class Replay:
         self.served[:, row, day:] = model.predict(self.lags[row, day:])
 
 
-def adapt(replay: Replay) -> Replay:
-    """Let each interval follow its misses, and leave the weights.
+def adapt(replay: Replay, step: float = STEP_SIZE) -> Replay:
+    """Measure each interval anew every week, let it follow its misses, and leave the weights.
 
-    Adaptive conformal inference (Gibbs & Candes, 2021, "Adaptive Conformal Inference Under
-    Distribution Shift"): the share of errors of the last year that the interval is to leave out
-    goes down after a week with more misses than promised, and up after one with fewer.
+    After Gibbs & Candès (2021, "Adaptive Conformal Inference Under Distribution Shift"), by weeks:
+    the share of errors of the last year that an interval is to leave out goes down after a week
+    with more misses than promised, and up after one with fewer, by `step` times the difference. It
+    is one share for all HORIZON days ahead, and no interval is wider than the year's largest error.
+    With a step of 0 it is the one promised, and the interval does not follow its misses.
     """
     rows = range(len(replay.models))
-    known = [(replay.models[row], replay.counts[row], replay.start) for row in rows]
+    known = [(replay.models[row], replay.counts[row], replay.start, step) for row in rows]
     for row, half_width in zip(rows, in_batches(_adaptive_half_width, known), strict=True):
         forecast = replay.served[0, row]
         replay.served[:, row] = Forecast.around(forecast, half_width)
@@ -185,7 +188,9 @@ def adapt(replay: Replay) -> Replay:
     return replay
 
 
-def _adaptive_half_width(model: ForecastModel, counts: np.ndarray, start: int) -> np.ndarray:
+def _adaptive_half_width(
+    model: ForecastModel, counts: np.ndarray, start: int, step: float
+) -> np.ndarray:
     """Return the half width of each day of the year, shape (days, HORIZON)."""
     lags, future = windows(counts)
     first = start - LAGS - HORIZON + 1  # window whose future is not yet known as the year begins
@@ -203,7 +208,7 @@ def _adaptive_half_width(model: ForecastModel, counts: np.ndarray, start: int) -
     for day in range(0, len(half_width), SEASON):
         if day:  # the futures of these have become known within the week
             new = slice(max(day - SEASON - HORIZON + 1, 0), day - HORIZON + 1)
-            alpha += STEP_SIZE * (promised - (errors[year:][new] > half_width[new]).mean())
+            alpha += step * (promised - (errors[year:][new] > half_width[new]).mean())
         past = np.sort(relative[day : day + YEAR_DAYS], axis=0)  # all whose futures are known
         rank = min(max(math.ceil((1 - alpha) * (YEAR_DAYS + 1)), 1), YEAR_DAYS)
         half_width[day : day + SEASON] = past[rank - 1] * spread[year + day]

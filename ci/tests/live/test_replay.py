@@ -7,7 +7,7 @@ from live_service import FAST
 from forecast_service.judge import REFERENCE_WEEKS, judge
 from forecast_service.mend import interval_scores
 from forecast_service.model import COVERAGE, HORIZON, LAGS, Forecast, ForecastModel, fit
-from lab.replay import Replay, adapt, mended, recalibrated, refitted, split
+from lab.replay import STEP_SIZE, Replay, adapt, mended, recalibrated, refitted, split
 
 CUSTOMERS = 6
 CHANGED = 200  # day of the year from which on another future is replayed
@@ -50,6 +50,8 @@ POLICIES = {
     "recalibrated": lambda replay, _: replay.monthly(recalibrated),
     "mended": lambda replay, _: replay.monthly(mended),
     "on alarm": lambda replay, reference: replay.on_alarm(mended, reference),
+    "once": lambda replay, _: replay.keep_up(recalibrated, 0),
+    "weekly": lambda replay, _: adapt(replay, step=0),
     "adaptive": lambda replay, _: adapt(replay),
 }
 
@@ -68,15 +70,25 @@ def test_every_policy_does_something_and_counts_it(begin, counts, policy, refere
     never, kept_up = begin(counts), policy(begin(counts), reference)
     assert (never.served != kept_up.served).any()
     assert kept_up.fits > never.fits == CUSTOMERS
-    if policy is not POLICIES["adaptive"]:
+    if policy not in (POLICIES["weekly"], POLICIES["adaptive"]):  # which promote no model
         assert 0 < kept_up.promoted <= (kept_up.fits - never.fits)
 
 
 def test_recalibrating_and_adapting_change_no_forecast(begin, counts):
     never = begin(counts)
-    for replay in begin(counts).monthly(recalibrated), adapt(begin(counts)):
+    once = begin(counts).keep_up(recalibrated, 0)
+    for replay in once, begin(counts).monthly(recalibrated), adapt(begin(counts)):
         np.testing.assert_array_equal(replay.served[0], never.served[0])
         assert (replay.served[1:] != never.served[1:]).any()
+
+
+@pytest.mark.parametrize("step", [0, STEP_SIZE])
+def test_adapting_begins_with_the_interval_of_the_year_before(begin, counts, step):
+    """By another way: the one that the command takes."""
+    once, adaptive = begin(counts).keep_up(recalibrated, 0), adapt(begin(counts), step)
+    off = np.abs(adaptive.served - once.served).max(axis=(0, 1, 3))  # by day
+    assert off[0] < 0.015  # of counts: what is served is rounded to hundredths
+    assert off[100] > 1
 
 
 def test_what_is_outside_is_what_judge_finds_outside(begin, counts, january, footfall, start):
@@ -110,13 +122,21 @@ def test_scores_are_of_the_forecasts_that_were_served(begin, counts, january, st
 
 
 def test_adapting_keeps_the_promise_though_a_customer_changes(begin, counts, start):
-    """Counts become three times as noisy in summer: what was measured before is too narrow."""
+    """Counts become three times as noisy in summer: what was measured before is too narrow.
+
+    A year of errors is slow to show it; to follow misses is faster.
+    """
     rng, wild = np.random.default_rng(0), counts.copy()
     late = wild[:, start + 150 :]
     late *= rng.lognormal(0, 0.6, late.shape)
     held = {
         name: replay.held()[:, 250:].mean()
-        for name, replay in (("never", begin(wild)), ("adaptive", adapt(begin(wild))))
+        for name, replay in (
+            ("never", begin(wild)),
+            ("weekly", adapt(begin(wild), step=0)),
+            ("adaptive", adapt(begin(wild))),
+        )
     }
     assert held["never"] < COVERAGE - 0.15
+    assert held["never"] + 0.05 < held["weekly"] < held["adaptive"] - 0.01, held
     assert abs(held["adaptive"] - COVERAGE) < 0.07, held
