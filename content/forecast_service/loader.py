@@ -186,6 +186,7 @@ class ModelLoader(Generic[Model]):
 
     async def _read(self, customer_id: str, started: float) -> Loaded[Model]:
         with self._admission(customer_id) as admit:
+            await self._gate.enter(0)  # behind those who wait: a response in vain takes memory, too
             artifact = await self._store.read(customer_id, admit)
             self._note(customer_id, artifact.etag)
             model = await self._verify(artifact.data, customer_id)

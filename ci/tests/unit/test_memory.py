@@ -446,6 +446,23 @@ def test_artifacts_take_turns_in_order_and_one_that_fails_leaves_its_room():
     run(scenario)
 
 
+def test_who_comes_after_those_who_wait_does_not_ask_the_store_in_vain():
+    async def scenario():
+        fleet = Fleet({"a": 40, "b": 40})
+        busy = fleet.loader._gate.enter(40)
+        first = asyncio.create_task(fleet.ask("a"))
+        await fleet.store.until_at_work(1)
+        await asyncio.sleep(1)
+        second = asyncio.create_task(fleet.ask("b"))
+        await asyncio.sleep(fleet.store.delay_s / 2)
+        assert fleet.store.at_work == 0, "its response would wait in memory"
+        fleet.loader._gate.leave(busy)
+        await asyncio.gather(first, second)
+        assert fleet.store.reads == ["a", "b"] and fleet.loader._gate._inside_bytes == 0
+
+    run(scenario)
+
+
 def test_unloading_frees_the_model_at_once_though_its_holder_is_kept():
     async def scenario():
         fleet = Fleet({"a": 60, "b": 60})
