@@ -107,7 +107,7 @@ if [[ -z $tier ]]; then
   step "Test both services, live, through the fast ingress"
   INGRESS=fast pytest -q -p no:cacheprovider --durations=15 ci/tests/live \
     --ignore-glob='*/test_serve_config.py' --ignore-glob='*/test_settings.py' \
-    --ignore-glob='*/test_train_models.py' --ignore-glob='*/test_synthetic_customers.py' # no ingress in them
+    --ignore-glob='*/test_*_models.py' --ignore-glob='*/test_synthetic_customers.py' # alike on both
 fi
 
 if [[ $tier == chapters ]]; then
