@@ -2,12 +2,14 @@
 
 from live_service import ON_BOTH
 
+from lab import check_service
 from lab.chapter import NAMED
-from lab.check_service import CHECKS, NEED_A_TOKEN, check_service
 
 
 @ON_BOTH
-def test_both_services_pass_every_check(url, store):
-    found = check_service(url, NAMED[0])
-    assert len(found) == len(CHECKS) - len(NEED_A_TOKEN)
+def test_both_services_pass_every_check(url, store, monkeypatch):
+    quick = [check for check in check_service.CHECKS if check not in check_service.SLOW]
+    monkeypatch.setattr(check_service, "CHECKS", quick)  # test_limits.py waits for a slow body
+    found = check_service.check_service(url, NAMED[0])
+    assert len(found) == len(quick) - len(check_service.NEED_A_TOKEN)
     assert not {name: faults for name, faults in found.items() if faults}
