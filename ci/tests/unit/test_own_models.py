@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from sklearn.linear_model import Ridge
 
 from forecast_service import model as linear
-from forecast_service.artifact import VERSION_DIGITS
+from forecast_service.artifact import VERSION_DIGITS, _checksum
 from forecast_service.artifact import from_bytes as linear_from_bytes
 from forecast_service.artifact import to_bytes as linear_to_bytes
 from forecast_service.errors import CorruptModelError
@@ -69,7 +69,7 @@ def sealed(
     tensors = {"graph": np.frombuffer(data, np.uint8), "half_width": half_width}
     known = {"format_version": "1", "kind": "onnx", "customer_id": "shop", "trained_until": ""}
     about = known | about
-    return save(tensors, about | {"sha256": artifact._checksum(about, tensors)})
+    return save(tensors, about | {"sha256": _checksum(about, tensors)})
 
 
 MEAN = sealed(graph())
