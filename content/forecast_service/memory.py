@@ -1,10 +1,8 @@
 """The models in a replica's memory, in order of use: within a budget, and none of them idle."""
 
 import asyncio
-import ctypes
 import logging
 import math
-import sys
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
@@ -15,8 +13,6 @@ from forecast_service.errors import ModelTooLargeError
 
 MB = 1_000_000
 TICK_S = 1  # between two looks for idle models, and two reports of what is in memory
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGE_BYTES = 128 * 1024  # what glibc begins with, for both
 logger = logging.getLogger("ray.serve.forecasts")
 
 
@@ -179,15 +175,3 @@ class ModelMemory(Generic[Model]):
             if places.get(place.customer_id) is place:
                 del places[place.customer_id]
                 self.used_bytes -= place.size_bytes
-
-
-def return_freed_memory() -> None:
-    """Have large blocks given back to the system once they are freed, as far as glibc does this.
-
-    By itself it ceases to: it takes the largest block that was freed, up to 32 MB, for one that is
-    soon wanted again, and keeps all smaller ones. Models that come and go then leave gaps in which
-    others do not fit, and a process grows to several times their size.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(M_TRIM_THRESHOLD, LARGE_BYTES)  # twice that largest block by now

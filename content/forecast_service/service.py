@@ -20,8 +20,9 @@ from forecast_service.contract import (
     respond,
 )
 from forecast_service.errors import RETRY_AFTER_S, ServiceError
+from forecast_service.freed_memory import return_freed_memory
 from forecast_service.loader import ModelLoader
-from forecast_service.memory import MB, Holder, Model, ModelMemory, return_freed_memory
+from forecast_service.memory import MB, Holder, Model, ModelMemory
 from forecast_service.metrics import ServiceMetrics
 from forecast_service.reloader import ModelReloader
 from forecast_service.replica import answer_headers, model_id
@@ -93,8 +94,8 @@ class ModelService(Generic[Model]):
         await self.store.check()
         self.pinned = await asyncio.gather(*map(self._pin, self.settings.pinned_customers))
         if self.budget_bytes < math.inf:
-            return_freed_memory()
             self.memory.limit(self.budget_bytes)
+            self._keep_up("gives memory back", return_freed_memory())
         self._keep_up("reports its requests", self.metrics.publish())
         self._keep_up("unloads models", self.memory.run())
         if self.settings.reload_check_s:
