@@ -111,7 +111,7 @@ def session_dir(empty_store, grpc_code) -> Iterator[Path]:
     # From a process of its own: this one has imported Serve without the cluster's settings.
     command = ["serve", "start", "--http-host", HOST]
     command += ["--grpc-port", str(GRPC_PORT), "--grpc-servicer-functions", servicer]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    subprocess.run(command, check=True, timeout=120)  # what it says is shown if it fails
     yield Path(context.address_info["session_dir"])
     serve.shutdown()
     ray.shutdown()
