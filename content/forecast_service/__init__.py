@@ -12,7 +12,7 @@ Imports run downwards only:
     keys                              with which tokens are checked
     replica  proxy_guard              what Ray Serve knows of a request; what surrounds its proxy
     reloader  loader                  how a model comes into memory, and stays as new as the store's
-    memory  freed_memory              which models are in memory, and which have to go, wholly
+    memory  freed_memory              which models are in memory; what was freed is given back
     store  artifact  model            where a model lies, its bytes, the model
     settings  customer_ids  errors    the ground floor
 """
