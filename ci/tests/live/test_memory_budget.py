@@ -37,7 +37,9 @@ AT_ONCE = 8
 SAMPLE_S = 0.01
 NAME, URL = "heavy", f"{SERVICE}/heavy"
 LOG = "replica_heavy_*.log"
-spend_an_hour = pytest.mark.skipif(not FAST, reason="once will do: on the faster ingress")
+ONCE = "once will do"  # what is in a replica's memory is no matter of the ingress
+spend_an_hour = pytest.mark.skipif(not FAST, reason=ONCE)
+spend_a_moment = pytest.mark.skipif(FAST, reason=ONCE)
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def samples(session_dir, name: str, replica: str) -> Counter:
     return found
 
 
+@spend_a_moment
 def test_a_model_too_large_is_a_507_and_the_others_stay_warm(
     few, heavy_store, ask, histories, session_dir
 ):
@@ -194,6 +197,7 @@ def test_a_model_too_large_is_a_507_and_the_others_stay_warm(
     wait_until(lambda: f"Could not load {huge}" in log.new(LOG), "the log says who is too large")
 
 
+@spend_a_moment
 def test_who_was_used_least_recently_is_unloaded_and_said_and_counted(
     few, heavy_store, ask, session_dir
 ):
@@ -215,6 +219,7 @@ def test_who_was_used_least_recently_is_unloaded_and_said_and_counted(
     assert 4 * MB < counted < 4.01 * MB
 
 
+@spend_a_moment
 def test_an_idle_model_is_unloaded_and_not_checked_and_a_pinned_one_stays(
     few, heavy_store, ask, session_dir
 ):
@@ -230,6 +235,7 @@ def test_an_idle_model_is_unloaded_and_not_checked_and_a_pinned_one_stays(
     assert is_hit(ask(second, url=URL)) and not is_hit(ask(first, url=URL))
 
 
+@spend_a_moment
 def test_pinned_models_beyond_the_budget_are_refused_at_start_with_both_figures(few, heavy_store):
     with pytest.raises(RuntimeError) as failed:
         launch_heavy(heavy_store, model_memory_mb=7.5, pinned_customers=tuple(few)[:3])

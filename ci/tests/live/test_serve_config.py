@@ -206,12 +206,6 @@ def test_the_file_deploys_the_service_and_leaves_other_applications_alone(
     assert answer.headers["X-Replica-Id"] != direct.headers["X-Replica-Id"]
 
 
-def test_a_misspelt_argument_is_refused_by_name(deploy, config):
-    config["applications"][0]["args"]["models_per_replicas"] = 100
-    with pytest.raises(RuntimeError, match="models_per_replicas"):
-        deploy(config)
-
-
 def test_a_deployed_change_resizes_the_caches_and_the_pool_and_fails_no_request(deploy, config):
     deploy(change(config, replicas=1, models=2))
     trace = zipf_trace(len(OTHERS), 150, skew=0.5, seed=1)
@@ -231,10 +225,17 @@ def test_a_deployed_change_resizes_the_caches_and_the_pool_and_fails_no_request(
 
 
 def test_a_change_of_the_number_of_replicas_alone_keeps_the_warm_ones(deploy, config):
-    deploy(change(config, replicas=1, models=len(OTHERS)))
-    everyone = np.arange(len(OTHERS))
-    cold = ask_in_turn(everyone)
-    assert set(cold.cache) == {"miss"}
-    deploy(change(config, replicas=2, models=len(OTHERS)))
-    warm = ask_in_turn(everyone)
-    assert set(warm.cache) == {"hit"} and set(warm.replica) == set(cold.replica)
+    deploy(change(config, replicas=2, models=3))
+    few = np.arange(3)
+    ask_in_turn(few)
+    before = ask_in_turn(few)
+    deploy(change(config, replicas=3, models=3))
+    after = ask_in_turn(few)
+    assert set(before.cache) == set(after.cache) == {"hit"}
+    assert list(before.replica) == list(after.replica)
+
+
+def test_a_misspelt_argument_is_refused_by_name(deploy, config):
+    config["applications"][0]["args"]["models_per_replicas"] = 100
+    with pytest.raises(RuntimeError, match="models_per_replicas"):
+        deploy(config)

@@ -120,7 +120,7 @@ def start(settings: StoreSettings, *arguments: object, **environment: str) -> su
 
 @pytest.fixture
 def upkeep(settings, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Call the command in this process. Returns its exit code, and what it printed."""
+    """Call the command in this process. Returns its exit code, and what it printed itself."""
     monkeypatch.setenv("MODEL_STORE", settings.model_store)
 
     def upkeep(*arguments: object) -> tuple[int, str, str]:
@@ -128,7 +128,9 @@ def upkeep(settings, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]
             code = main(list(map(str, arguments)))
         except SystemExit as end:
             code = end.code
-        return code, *capsys.readouterr()
+        said, faults = capsys.readouterr()
+        own = (line for line in said.splitlines(keepends=True) if "(raylet)" not in line)
+        return code, "".join(own), faults
 
     return upkeep
 
