@@ -225,14 +225,14 @@ def test_a_deployed_change_resizes_the_caches_and_the_pool_and_fails_no_request(
 
 
 def test_a_change_of_the_number_of_replicas_alone_keeps_the_warm_ones(deploy, config):
-    deploy(change(config, replicas=2, models=3))
+    deploy(change(config, replicas=1, models=3))
     few = np.arange(3)
     ask_in_turn(few)
     before = ask_in_turn(few)
-    deploy(change(config, replicas=3, models=3))
+    deploy(change(config, replicas=2, models=3))
     after = ask_in_turn(few)
     assert set(before.cache) == set(after.cache) == {"hit"}
-    assert list(before.replica) == list(after.replica)
+    assert set(before.replica) == set(after.replica)
 
 
 def test_a_misspelt_argument_is_refused_by_name(deploy, config):
